@@ -1,0 +1,38 @@
+# Two commands: `make demo` and `make test`. Everything is installed into .venv, from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/llmstack
+READY := $(VENV)/.ready
+
+.PHONY: demo test slow lint lock clean
+
+$(READY): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmstack needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Text with known truth -> tokenizer -> packed rows -> pretraining -> samples, curves and a table.
+demo: $(READY)
+	$(RUN) --config configs/world.py --workdir runs/world-text
+	$(RUN) --config configs/pretrain.py:world --workdir runs/world
+	$(RUN) --config configs/recall.py --workdir runs/world
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n 2
+
+slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# One lock for every Python from 3.11 on; jax is newer on 3.12+.
+lock:
+	uv pip compile setup.py --extra plot --extra dev --universal --python-version 3.11 --fork-strategy requires-python \
+	  --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,109 @@
+"""Pretraining, from text files to checkpoints.
+
+    llmstack --config configs/pretrain.py:tiny  --workdir runs/tiny     # seconds; the README as data
+    llmstack --config configs/pretrain.py:world --workdir runs/world    # `make demo`, after configs/world.py
+    LLMSTACK_DATA=DIR llmstack --config configs/pretrain.py:books --workdir runs/books
+
+`books` reads DIR/books/classic_books-*.jsonl.zst, DIR/text/tinystories_*.gz and DIR/text/tinyshakespeare.txt.
+Measured on two CPU cores: experiments/README.md.
+"""
+
+import os
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import sizes
+from llmstack.errors import BadInput
+
+
+def source(files, *, weight=1.0, field='text', split_on='', holdout=0.01, holdout_by='document'):
+  """Returns one component of the mixture."""
+  c = ConfigDict()
+  c.files = files  # paths, globs, gs://; or one packed folder
+  c.weight = weight  # share of the training tokens, relative
+  c.field = field  # of JSON lines and parquet
+  c.split_on = split_on  # between documents of a .txt file; '' = one document
+  c.holdout = holdout  # share that is never trained on
+  c.holdout_by = holdout_by  # document | tail (the end of every document)
+  return c
+
+
+def get_config(size='tiny'):
+  if size not in ('tiny', 'world', 'books'):
+    raise BadInput(f'configs/pretrain.py knows no size {size!r}: choose tiny, world or books')
+  data = os.environ.get('LLMSTACK_DATA', 'data')
+  pick = {'tiny': 0, 'world': 1, 'books': 2}[size]
+  c = ConfigDict()
+  c.task = 'pretrain'
+  c.seed = 0
+  c.model = sizes.model(('llama_tiny', 'llama_1m', 'llama_1m')[pick])
+
+  c.model.length = 512 if size == 'books' else c.model.length
+
+  c.mesh = ConfigDict()
+  c.mesh.data = config_dict.placeholder(int)  # None takes the devices that are left
+  c.mesh.fsdp = 1
+  c.mesh.tensor = 1
+  c.mesh.context = 1
+  c.mesh.expert = 1
+
+  c.tokenizer = ConfigDict()
+  c.tokenizer.path = config_dict.placeholder(str)  # a SentencePiece .model; None trains one
+  c.tokenizer.kind = 'bpe'  # bpe | unigram | char
+  c.tokenizer.vocab = (384, 1024, 4096)[pick]
+
+  c.data = ConfigDict()
+  c.data.folder = 'runs/rows'  # packed rows, one folder per content; shared between runs
+  c.data.length = (64, 128, 512)[pick]  # T, tokens per row
+  c.data.batch = (8, 16, 8)[pick]  # rows per step, all devices together
+  c.data.packing = 'best_fit'  # best_fit | concat
+  c.data.on_error = 'raise'  # raise | skip (counted)
+  c.data.sources = ConfigDict()
+  if size == 'tiny':
+    c.data.sources.readme = source(('README.md',), holdout=0.1, holdout_by='tail', split_on='')
+  if size == 'world':
+    c.data.sources.world = source(('runs/world-text/clean.jsonl',))
+  if size == 'books':
+    c.data.sources.books = source((f'{data}/books/classic_books-*.jsonl.zst',), weight=0.6, holdout_by='tail')
+    stories = (f'{data}/text/tinystories_train_sample.txt.gz', f'{data}/text/tinystories_val.jsonl.gz')
+    c.data.sources.stories = source(stories, weight=0.3, holdout=0.05)
+    c.data.sources.shakespeare = source((f'{data}/text/tinyshakespeare.txt',), weight=0.1, holdout_by='tail')
+
+  c.optim = ConfigDict()
+  c.optim.name = 'adamw'  # adamw | lion | muon | adafactor
+  c.optim.lr = (3e-3, 3e-3, 2e-3)[pick]  # peak
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.95
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.1  # on matmul weights and embeddings
+  c.optim.clip = 1.0  # global gradient norm; None for none
+  c.optim.schedule = 'cosine'  # constant | linear | cosine | wsd
+  c.optim.warmup = (5, 100, 100)[pick]  # steps
+  c.optim.decay = 0  # steps at the end, wsd only
+  c.optim.end = 0.1  # last learning rate / peak
+
+  c.train = ConfigDict()
+  c.train.steps = (20, 1500, 3000)[pick]
+  c.train.microbatches = 1
+  c.train.z_loss = 1e-4  # coefficient of log(Z)^2; 0 for none
+  c.train.loss_chunk = config_dict.placeholder(int)  # positions of logits alive at once, divides length; None = all
+  c.train.log_every = (1, 20, 20)[pick]  # steps
+  c.train.bad_steps = 3  # non-finite updates in a row that end the run
+  c.train.tensorboard = True
+
+  c.eval = ConfigDict()
+  c.eval.every = (10, 500, 500)[pick]  # steps
+  c.eval.rows = (64, 512, 128)[pick]  # at most, per source
+  c.eval.prompts = {
+    'tiny': ('llmstack is',),
+    'world': ('The capital of France is', 'Question: What is', 'Once upon a time', '12 + 7 ='),
+    'books': ('It was a', 'Once upon a time', 'ROMEO:'),
+  }[size]
+  c.eval.new_tokens = (16, 48, 64)[pick]
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = (10, 500, 500)[pick]  # steps
+  c.checkpoint.keep = 3  # newest
+  c.checkpoint.resume_from = config_dict.placeholder(str)  # workdir to continue, state and data position
+  c.checkpoint.init_from = config_dict.placeholder(str)  # workdir to take parameters from
+  return c

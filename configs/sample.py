@@ -1,0 +1,30 @@
+"""Text from a checkpoint.
+
+llmstack --config configs/sample.py --workdir runs/world --config.prompt='The capital of France is'
+llmstack --config configs/sample.py --workdir runs/world --config.interactive=True     # streams
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config():
+  c = ConfigDict()
+  c.task = 'sample'
+  c.seed = 0
+  c.step = config_dict.placeholder(int)  # None takes the newest
+  c.prompt = 'Once upon a time'
+  c.interactive = False  # read prompts from standard input and stream the answers
+  c.samples = 1  # completions of the prompt
+  c.new_tokens = 128  # prompt and new tokens together fit into model.length
+  c.temperature = 0.8  # 0 = greedy
+  c.top_k = config_dict.placeholder(int)  # None keeps all
+  c.top_p = 1.0
+  c.min_p = 0.0
+  c.stop = ()  # strings that end a completion, besides EOS
+  c.mesh = ConfigDict()
+  c.mesh.data = config_dict.placeholder(int)  # None takes the devices that are left
+  c.mesh.fsdp = 1
+  c.mesh.tensor = 1
+  c.mesh.context = 1
+  c.mesh.expert = 1
+  return c

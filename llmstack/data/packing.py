@@ -1,0 +1,328 @@
+"""Documents -> rows of T+1 tokens -> a folder of ArrayRecord files with a manifest.
+
+A row is one training example: tokens and, beside them, segments, the number of the document within
+the row (0 = padding). A document longer than a row goes into pieces that overlap by one token, the
+last target of one being the first input of the next: every token but a document's first is a
+target exactly once, and no target crosses from one document to another.
+"""
+
+import collections
+import hashlib
+import itertools
+import json
+import logging
+import os
+import tempfile
+
+import fsspec
+import numpy as np
+
+from llmstack.data import sources
+from llmstack.data.batch import loss_mask
+from llmstack.errors import BadInput
+
+FORMAT = 1  # of the row files and the manifest
+CHUNK = 1 << 22  # tokens that are packed together: bounds memory, and the search for a fit
+ROWS_PER_FILE = 1 << 16
+BLOCK = 1024  # rows handled at once while writing
+
+log = logging.getLogger(__name__)
+
+
+def pack(docs, length, method):
+  """Yields rows (tokens int32[T+1], segments int32[T+1]).
+
+  docs: iterable of int[n], each with its BOS and EOS. One of a single token has no target and is
+    left out.
+  length: T+1.
+  method: 'best_fit' cuts only documents longer than a row and fits the rest whole; 'concat' cuts
+    one endless stream, so that nothing is padded and most rows begin inside a document.
+
+  Source: best_fit is Ding et al. 2024, Fewer Truncations Improve Language Modeling, section 3, on
+    chunks of about 4M tokens rather than on the whole corpus, so that memory is bounded.
+  """
+  if method not in ('best_fit', 'concat'):
+    raise BadInput(f'packing method is {method!r}: choose best_fit or concat')
+  if not 2 <= length <= 65536:
+    raise BadInput(f'row length is {length}: choose from 2 to 65536 (segments are stored as uint16)')
+  docs = (np.asarray(doc, np.int32) for doc in docs if len(doc) > 1)
+  yield from (_best_fit if method == 'best_fit' else _concat)(docs, length)
+
+
+def _chunks(docs):
+  """Yields lists of documents of about CHUNK tokens."""
+  chunk, size = [], 0
+  for doc in docs:
+    chunk.append(doc)
+    size += len(doc)
+    if size >= CHUNK:
+      yield chunk
+      chunk, size = [], 0
+  if chunk:
+    yield chunk
+
+
+def _concat(docs, length):
+  step = length - 1
+  stream, owner = np.zeros(0, np.int32), np.zeros(0, np.int32)  # tokens, and whose they are
+  for chunk in itertools.chain(_chunks(docs), [None]):
+    if chunk is None:
+      missing = -(len(stream) - 1) % step if len(stream) > 1 else 0
+      stream, owner = np.pad(stream, (0, missing)), np.pad(owner, (0, missing), constant_values=-1)
+    else:
+      following = np.arange(len(chunk), dtype=np.int32) + (owner[-1] + 1 if len(owner) else 0)
+      owner = np.concatenate([owner, np.repeat(following, [len(doc) for doc in chunk])])
+      stream = np.concatenate([stream, *chunk])
+    count = max(0, len(stream) - 1) // step
+    window = np.arange(count)[:, None] * step + np.arange(length)
+    tokens, owners = stream[window], owner[window]
+    segments = np.ones_like(owners)
+    segments[:, 1:] += np.cumsum(owners[:, 1:] != owners[:, :-1], axis=1, dtype=np.int32)
+    segments[owners < 0] = 0
+    yield from zip(tokens, segments)
+    # The border token opens the next chunk's first row, as it does between rows.
+    stream, owner = stream[count * step :], owner[count * step :]
+
+
+def _best_fit(docs, length):
+  for chunk in _chunks(docs):
+    pieces = [doc[i : i + length] for doc in chunk for i in range(0, len(doc) - 1, length - 1)]
+    size = np.array([len(piece) for piece in pieces])
+    row, start, segment = _place(size, length)
+    tokens = np.zeros((row.max() + 1) * length, np.int32)
+    segments = np.zeros_like(tokens)
+    flat = np.concatenate(pieces)
+    target = np.repeat(row * length + start - (np.cumsum(size) - size), size) + np.arange(len(flat))
+    tokens[target] = flat
+    segments[target] = np.repeat(segment, size)
+    yield from zip(tokens.reshape(-1, length), segments.reshape(-1, length))
+
+
+def _place(size, length):
+  """Returns (row, start, segment) of each piece: best fit, longest piece first.
+
+  Rows with room wait in one stack per amount of room, and the bits of the integer `rooms` say
+  which stacks are not empty: the tightest fit is the lowest bit at or above the size, found in
+  length/64 machine words.
+  """
+  row, start, segment = (np.empty(len(size), np.int64) for _ in range(3))
+  waiting = [[] for _ in range(length + 1)]
+  used = []  # pieces per row
+  rooms = 0
+  for piece in np.argsort(-size, kind='stable').tolist():
+    need = int(size[piece])
+    if fits := rooms >> need:
+      room = need + (fits & -fits).bit_length() - 1
+      r = waiting[room].pop()
+      if not waiting[room]:
+        rooms ^= 1 << room
+    else:
+      r, room = len(used), length
+      used.append(0)
+    used[r] += 1
+    row[piece], start[piece], segment[piece] = r, length - room, used[r]
+    if left := room - need:
+      waiting[left].append(r)
+      rooms |= 1 << left
+  return row, start, segment
+
+
+def permute(index, size, key):
+  """Returns int64[n]: the images of `index` under a permutation of range(size) that key names.
+
+  A Feistel network on just enough bits, walked until it falls inside: any element in O(1), no
+  table, and (unlike numpy's generators) the same in every numpy for ever.
+
+  index: int[n] in range(size).
+  key: uint64, or uint64[n] for a permutation per element.
+
+  Source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains, section 4 (cycle walking).
+  """
+  out = np.array(index, np.uint64)
+  key = np.broadcast_to(np.asarray(key, np.uint64), out.shape)
+  bits = (size - 1).bit_length()
+  walking = np.arange(len(out)) if bits else np.arange(0)
+  while len(walking):
+    x, k = out[walking], key[walking]
+    low = bits // 2
+    for turn in range(8):
+      high, half = x >> np.uint64(low), x & np.uint64((1 << low) - 1)
+      mixed = (high ^ scramble(half + k + np.uint64(turn))) & np.uint64((1 << (bits - low)) - 1)
+      x, low = (half << np.uint64(bits - low)) | mixed, bits - low
+    out[walking] = x
+    walking = walking[x >= size]
+  return out.astype(np.int64)
+
+
+def scramble(x):
+  """Returns uint64[n], well mixed. Source: splitmix64's finaliser (Steele et al. 2014)."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def digest(value):
+  """Returns 32 hex characters: blake2b of the value's canonical JSON."""
+  canonical = json.dumps(value, sort_keys=True, separators=(',', ':')).encode()
+  return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def seed_key(*parts):
+  """Returns uint64: the permutation key of these JSON values."""
+  return np.uint64(int(digest(parts)[:16], 16))
+
+
+def row_dtype(length, vocab):
+  """Returns the numpy dtype of one stored row: all tokens, then all segments, little-endian."""
+  token = '<u2' if vocab <= 65536 else '<u4'
+  return np.dtype([('tokens', token, (length,)), ('segments', '<u2', (length,))])
+
+
+def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS_PER_FILE):
+  """Returns the manifest of `folder`, which appears whole or not at all, rows globally shuffled.
+
+  rows: iterable of (tokens int32[T+1], segments int32[T+1]).
+  folder: path to create.
+  seed: of the shuffle. Rows are spilled to disk first, so memory stays bounded.
+  manifest_fields: {name: JSON value}, read after the last row, so that it may hold running counts.
+
+  Raises:
+    BadInput: there is no row.
+  """
+  folder = os.path.abspath(folder)
+  os.makedirs(os.path.dirname(folder), exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=os.path.dirname(folder), prefix='.packing-') as scratch:
+    spill = os.path.join(scratch, 'spill')
+    counts = _spill(rows, spill, vocab)
+    if not counts['targets']:
+      raise BadInput(f'no token is left to pack into {folder}: check the source, field and holdout')
+    partial = os.path.join(scratch, 'rows')
+    os.mkdir(partial)
+    dtype = row_dtype(counts['length'], vocab)
+    manifest = dict(manifest_fields, format=FORMAT, vocab=vocab, seed=seed, **counts)
+    manifest['token_dtype'] = dtype['tokens'].base.name
+    manifest['files'] = _write_files(np.memmap(spill, dtype, 'r'), partial, seed, rows_per_file)
+    manifest['fingerprint'] = digest(manifest)
+    with open(os.path.join(partial, 'manifest.json'), 'w') as file:
+      json.dump(manifest, file, indent=2, sort_keys=True)
+    try:
+      os.rename(partial, folder)
+    except OSError:
+      if not os.path.exists(os.path.join(folder, 'manifest.json')):
+        raise
+      log.info('%s was packed by another process meanwhile', folder)
+  return manifest
+
+
+def _spill(rows, path, vocab):
+  """Returns {rows, length, tokens, targets, fill}; writes the rows to `path` as they come."""
+  rows = iter(rows)
+  total = tokens_seen = targets_seen = length = 0
+  with open(path, 'wb') as file:
+    while block := list(itertools.islice(rows, BLOCK)):
+      tokens, segments = (np.stack(part) for part in zip(*block))
+      if tokens.min() < 0 or tokens.max() >= vocab:
+        raise ValueError(f'token {tokens.max()} is outside the vocabulary of {vocab}')
+      length = tokens.shape[1]
+      stored = np.empty(len(block), row_dtype(length, vocab))
+      stored['tokens'], stored['segments'] = tokens, segments
+      file.write(stored.tobytes())
+      total += len(block)
+      tokens_seen += int(np.count_nonzero(segments))
+      targets_seen += int(np.count_nonzero(loss_mask(segments)))
+  fill = tokens_seen / (total * length) if total else 0.0
+  return dict(rows=total, length=length, tokens=tokens_seen, targets=targets_seen, fill=fill)
+
+
+def _write_files(stored, folder, seed, rows_per_file):
+  """Returns [{name, size, rows, blake2b}] of the files written from the shuffled rows."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  key = seed_key('write', seed)
+  total, files = len(stored), []
+  shards = -(-total // rows_per_file)
+  for shard in range(shards):
+    name = f'rows-{shard:05d}-of-{shards:05d}.arrayrecord'
+    path = os.path.join(folder, name)
+    stop = min(total, (shard + 1) * rows_per_file)
+    writer = ArrayRecordWriter(path, 'group_size:1,uncompressed')
+    for start in range(shard * rows_per_file, stop, BLOCK):
+      for i in permute(np.arange(start, min(start + BLOCK, stop)), total, key):
+        writer.write(stored[i].tobytes())
+    writer.close()
+    with open(path, 'rb') as file:
+      content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    count = stop - shard * rows_per_file
+    size = os.path.getsize(path)
+    files.append(dict(name=name, size=size, rows=count, blake2b=content.hexdigest()))
+  return files
+
+
+def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
+  """Returns the path of the packed rows of `source`, packing them unless they are there already.
+
+  The path names everything the rows depend on: contents of the source files, tokenizer, length,
+  method, seed and holdout. A source of one folder that holds a manifest.json is used as it is.
+
+  name: of the component, for the path.
+  tokenizer: Tokenizer.
+  length: T+1.
+  folder: where packed folders live.
+  split: 'train' or 'eval'.
+
+  Raises:
+    BadInput: the source is bad, or this split of it is empty.
+  """
+  if len(source.files) == 1 and (manifest := read_manifest(source.files[0])):
+    wanted = dict(length=length, tokenizer=tokenizer.fingerprint, split=split)
+    if wrong := [f'{k} {manifest.get(k)}, not {v}' for k, v in wanted.items() if manifest.get(k) != v]:
+      raise BadInput(f'{source.files[0]} was packed with {"; ".join(wrong)}: pack the text again')
+    return source.files[0]
+  fields = dict(
+    source=sources.fingerprint(source),
+    reading=[source.field, source.split_on, source.on_error],
+    holdout=[source.holdout, source.holdout_by],
+    split=split,
+    tokenizer=tokenizer.fingerprint,
+    method=method,
+  )
+  path = os.path.join(folder, f'{name}-{split}-{digest([fields, length, seed, FORMAT])[:12]}')
+  if read_manifest(path):
+    return path
+  fields.update(documents=0, source_bytes=0, skipped=collections.Counter())
+  rows = pack(_encode(source, tokenizer, split, fields), length, method)
+  manifest = write_rows(rows, path, vocab=tokenizer.vocab, seed=seed, manifest_fields=fields)
+  log.info(
+    'packed %s: %d documents, %d tokens, %d rows, %.2f %% of positions used, skipped %s',
+    path, manifest['documents'], manifest['tokens'], manifest['rows'], 100 * manifest['fill'],
+    dict(manifest['skipped']),
+  )  # fmt: skip
+  return path
+
+
+def read_manifest(folder):
+  """Returns the manifest of a packed folder, None where there is none."""
+  fs, root = fsspec.core.url_to_fs(folder)
+  if not fs.exists(f'{root}/manifest.json'):
+    return None
+  with fs.open(f'{root}/manifest.json', 'rb') as file:
+    return json.load(file)
+
+
+def _encode(source, tokenizer, split, counts):
+  """Yields int32[n] per document of the split, BOS and EOS around it; updates the counts."""
+  bos, eos = ([] if i is None else [i] for i in (tokenizer.bos, tokenizer.eos))
+
+  def parts():
+    for document in sources.documents(source, counts['skipped']):
+      if not document.text:
+        counts['skipped']['empty document'] += 1
+      if text := sources.part(document.text, source, split):
+        counts['documents'] += 1
+        counts['source_bytes'] += len(text.encode())
+        yield text
+
+  texts = parts()
+  while group := list(itertools.islice(texts, 256)):
+    for ids in tokenizer.encode_batch(group):
+      yield np.concatenate([bos, ids, eos]).astype(np.int32)

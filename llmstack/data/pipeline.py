@@ -1,0 +1,224 @@
+"""Packed folders -> an endless, seekable stream of batches.
+
+Words: `index` counts examples of the global stream; `turn` counts the examples that one component
+has given; `row` is a row of a packed folder. index -> (component, turn) -> (epoch, row) are pure
+functions in O(1), so that resume is a seek and any number of processes sees the same stream.
+"""
+
+import math
+
+import fsspec
+import numpy as np
+
+from llmstack.data import batch as batches
+from llmstack.data import packing
+from llmstack.errors import BadInput
+
+FORMAT = 1  # of positions: bump it when the order of the stream changes
+
+
+class Rows:
+  """A packed folder, opened for random access.
+
+  folder: path or URL that `packing.write_rows` filled.
+
+  Raises:
+    BadInput: the manifest or a file is missing, changed or cut short.
+  """
+
+  def __init__(self, folder):
+    self.manifest = packing.read_manifest(folder)
+    if self.manifest is None:
+      raise BadInput(f'{folder} has no manifest.json: give a packed folder')
+    unsigned = {k: v for k, v in self.manifest.items() if k != 'fingerprint'}
+    self.fingerprint = self.manifest['fingerprint']
+    if packing.digest(unsigned) != self.fingerprint:
+      raise BadInput(f'{folder}/manifest.json was changed after packing: pack the folder again')
+    if self.manifest['format'] != packing.FORMAT:
+      raise BadInput(f'{folder} is format {self.manifest["format"]}, not {packing.FORMAT}: repack it')
+    fs, root = fsspec.core.url_to_fs(folder)
+    for file in self.manifest['files']:
+      path = f'{root}/{file["name"]}'
+      size = fs.size(path) if fs.exists(path) else None
+      if size != file['size']:
+        raise BadInput(
+          f'{path} {"is missing" if size is None else f"has {size} bytes"}, the manifest says '
+          f'{file["size"]} bytes: copy it again or pack the folder again'
+        )
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    self._records = ArrayRecordDataSource([f'{folder}/{f["name"]}' for f in self.manifest['files']])
+    self._dtype = packing.row_dtype(self.manifest['length'], self.manifest['vocab'])
+
+  def __len__(self):
+    return self.manifest['rows']
+
+  def __getitem__(self, row):
+    """Returns (tokens int32[T+1], segments int32[T+1])."""
+    tokens, segments = self.read([row])
+    return tokens[0], segments[0]
+
+  def read(self, rows):
+    """Returns (tokens int32[n,T+1], segments int32[n,T+1]) of these rows, in this order."""
+    records = self._records.__getitems__([int(row) for row in rows])
+    stored = np.frombuffer(b''.join(records), self._dtype)
+    return stored['tokens'].astype(np.int32), stored['segments'].astype(np.int32)
+
+
+class Mixture:
+  """An endless stream of batches over packed folders.
+
+  parts: {name: Rows}.
+  weights: {name: share of the training tokens (targets)}, normalised here.
+  seed: of the order within each component, anew in every epoch.
+  batch: sequences per global batch.
+
+  After any number of examples each component has given its share of them within 2 + ln(components)
+  rows. A share of tokens becomes a share of rows by the component's mean targets per row.
+
+  Raises:
+    BadInput: names differ, a weight is not positive, or the parts do not go together.
+  """
+
+  def __init__(self, parts, weights, *, seed, batch):
+    if not parts or set(parts) != set(weights):
+      raise BadInput(f'weights name {sorted(weights)} but the data is {sorted(parts)}: match them')
+    for name, weight in weights.items():
+      if not (weight > 0 and math.isfinite(weight)):
+        raise BadInput(f'the weight of {name} is {weight}: make it positive or drop the component')
+    if batch < 1:
+      raise BadInput(f'batch is {batch}: give a positive number of sequences')
+    for key in ('length', 'vocab', 'tokenizer'):
+      values = {name: part.manifest[key] for name, part in parts.items()}
+      if len(set(values.values())) > 1:
+        raise BadInput(f'components differ in {key}, {values}: pack them alike')
+    self.parts, self.seed, self.batch_size = dict(parts), seed, batch
+    total = sum(weights.values())
+    self.weights = {name: weights[name] / total for name in sorted(weights)}
+    rate = {n: w * len(parts[n]) / parts[n].manifest['targets'] for n, w in self.weights.items()}
+    # Largest first: each split's rounding then costs the later components least.
+    self._names = sorted(rate, key=lambda name: (-rate[name], name))
+    left = np.cumsum([rate[name] for name in self._names][::-1])[::-1]
+    self._shares = [np.uint64(round(rate[n] / s * 2**32)) for n, s in zip(self._names, left)]
+    self._keys = {n: packing.seed_key('order', seed, part.fingerprint) for n, part in parts.items()}
+
+  def locate(self, index):
+    """Returns (component int64[n] in order of `parts`, row int64[n]) of these examples.
+
+    index: int[n] place in the global stream.
+    """
+    order = list(self.parts)
+    component, row = np.empty(len(index), np.int64), np.empty(len(index), np.int64)
+    place, turn = np.arange(len(index)), np.asarray(index, np.uint64)
+    for name, share in zip(self._names, self._shares):
+      before = _count(turn, share)
+      here = _count(turn + np.uint64(1), share) > before
+      component[place[here]] = order.index(name)
+      row[place[here]] = self._row(name, before[here])
+      place, turn = place[~here], (turn - before)[~here]
+    return component, row
+
+  def _row(self, name, turn):
+    size = np.uint64(len(self.parts[name]))
+    key = packing.scramble(self._keys[name] + (turn // size) * np.uint64(0x9E3779B97F4A7C15))
+    return packing.permute(turn % size, int(size), key)
+
+  def rows(self, step, process_index=0, process_count=1):
+    """Returns (tokens, segments), each int32[B,T+1]: this process's slice of global batch `step`.
+
+    Raises:
+      BadInput: the batch does not divide by process_count.
+    """
+    if self.batch_size % process_count:
+      raise BadInput(
+        f'batch {self.batch_size} does not divide by {process_count} processes: '
+        f'use {self.batch_size // process_count * process_count or process_count}'
+      )
+    local = self.batch_size // process_count
+    start = step * self.batch_size + process_index * local
+    component, row = self.locate(np.arange(start, start + local))
+    shape = local, next(iter(self.parts.values())).manifest['length']
+    tokens, segments = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    for i, part in enumerate(self.parts.values()):
+      if (here := np.flatnonzero(component == i)).size:
+        tokens[here], segments[here] = part.read(row[here])
+    return tokens, segments
+
+  def batch(self, step, process_index=0, process_count=1):
+    """Returns the Batch of this process's slice of global batch `step`."""
+    return batches.targets(*self.rows(step, process_index, process_count))
+
+  def iterate(self, start, stop, process_index=0, process_count=1, *, threads=1, prefetch=2):
+    """Returns an iterator of Batch for steps start..stop-1, read ahead in the background.
+
+    An exception of a reader surfaces in `next`; `close()` ends the threads.
+
+    threads: readers; more than one pays only where reads are slow, as from a bucket.
+    prefetch: batches read ahead.
+    """
+    import grain
+
+    steps = _Steps(self, start, stop, process_index, process_count)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
+
+  def epochs(self, step):
+    """Returns {name: passes over the component that are done before `step`}."""
+    turn, done = np.array([step * self.batch_size], np.uint64), {}
+    for name, share in zip(self._names, self._shares):
+      count = _count(turn, share)
+      done[name] = int(count[0]) / len(self.parts[name])
+      turn = turn - count
+    return done
+
+  def position(self, step):
+    """Returns a JSON dict: where the stream stands before `step`, and what it depends on."""
+    return dict(
+      format=FORMAT,
+      step=step,
+      seed=self.seed,
+      batch=self.batch_size,
+      weights=self.weights,
+      fingerprints={name: self.parts[name].fingerprint for name in self.weights},
+      epochs=self.epochs(step),
+    )
+
+  def check(self, position):
+    """Returns nothing; raises unless `position` was made by a Mixture that streams the same.
+
+    Raises:
+      BadInput: one line per difference, with both values.
+    """
+    here, lines = self.position(0), []
+    for key in ('format', 'seed', 'batch', 'weights', 'fingerprints'):
+      saved, now = position[key], here[key]
+      if not isinstance(now, dict):
+        saved, now = {'': saved}, {'': now}
+      for name in sorted(set(saved) | set(now)):
+        if (a := saved.get(name)) != (b := now.get(name)):
+          lines.append(f'  {key} {name}'.rstrip() + f': checkpoint {a}, now {b}')
+    if lines:
+      raise BadInput(
+        'the data is not what the checkpoint was trained on: restore it, or start a new run from '
+        'the parameters with init_from\n' + '\n'.join(lines)
+      )
+
+
+def _count(turn, share):
+  """Returns uint64[n] floor(turn * share / 2**32), without overflow."""
+  high, low = turn >> np.uint64(32), turn & np.uint64(0xFFFFFFFF)
+  return high * share + ((low * share) >> np.uint64(32))
+
+
+class _Steps:
+  """Batches of steps start..stop-1 as the random-access source that grain reads."""
+
+  def __init__(self, mixture, start, stop, process_index, process_count):
+    self._mixture, self._start, self._stop = mixture, start, stop
+    self._process = process_index, process_count
+
+  def __len__(self):
+    return self._stop - self._start
+
+  def __getitem__(self, i):
+    return self._mixture.batch(self._start + i, *self._process)

@@ -1,0 +1,201 @@
+"""SentencePiece: train a vocabulary, encode, decode, decode a stream.
+
+Trained here: identity normalisation, no dummy prefix, every space kept, so that text round-trips
+exactly and the ids survive export to other formats. Two limits are SentencePiece's own: U+2581
+(its mark for a space) decodes as a space, and the char kind has no bytes to fall back on.
+"""
+
+import codecs
+import hashlib
+import io
+import itertools
+import re
+
+import fsspec
+import numpy as np
+
+from llmstack.errors import BadInput
+
+CHAT_TOKENS = ('<|system|>', '<|user|>', '<|assistant|>', '<|tool|>', '<|end|>')
+PAD, BOS, EOS, UNK = 0, 1, 2, 3  # ids in every model trained here; CHAT_TOKENS follow
+CHUNK = 4096  # characters per training sentence, at most 4 bytes each
+UNTRAINABLE = '\u2585'  # SentencePiece drops a whole sentence that has this character
+
+
+def train(texts, *, kind, vocab, characters=100_000_000):
+  """Returns bytes: a SentencePiece model proto; the same for the same texts.
+
+  texts: iterable of str.
+  kind: 'bpe' or 'unigram' (unseen characters become UTF-8 bytes), or 'char' (every character of
+    the texts and no other).
+  vocab: exact vocabulary size; for 'char' the largest allowed.
+  characters: texts beyond this many characters are not read (the trainer keeps them in memory).
+
+  Raises:
+    BadInput: the vocabulary does not fit the texts; the sentence names the nearest that does.
+  """
+  if kind not in ('bpe', 'unigram', 'char'):
+    raise BadInput(f'tokenizer kind is {kind!r}: choose bpe, unigram or char')
+  import sentencepiece
+
+  sentences = _alphabet(texts, characters) if kind == 'char' else _sentences(texts, characters)
+  proto = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=sentences,
+      model_writer=proto,
+      model_type=kind,
+      vocab_size=vocab,
+      use_all_vocab=kind == 'char',
+      character_coverage=1.0 if kind == 'char' else 0.9995,
+      byte_fallback=kind != 'char',
+      normalization_rule_name='identity',
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      split_digits=True,
+      max_sentence_length=4 * CHUNK,
+      user_defined_symbols=list(CHAT_TOKENS),
+      pad_id=PAD,
+      bos_id=BOS,
+      eos_id=EOS,
+      unk_id=UNK,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise _explain(error, kind, vocab) from None
+  size = Tokenizer(proto.getvalue()).vocab
+  if size > vocab:
+    raise BadInput(f'the texts need a char vocabulary of {size}, above vocab={vocab}: raise it')
+  return proto.getvalue()
+
+
+def _explain(error, kind, vocab):
+  """Returns the exception to raise for a trainer's RuntimeError."""
+  if most := re.search(r'value <= (\d+)', str(error)):
+    return BadInput(f'vocab={vocab} is too large for these texts: {kind} gives {most[1]} at most')
+  if least := re.search(r'required_chars\. \d+ vs (\d+)', str(error)):
+    return BadInput(f'vocab={vocab} is too small for these texts: {kind} needs {least[1]} at least')
+  if 'sentences_.empty()' in str(error):
+    return BadInput('there is no text to train a tokenizer on: check the source and its split')
+  return error
+
+
+def _read(texts, characters):
+  """Yields the first `characters` characters of the texts."""
+  for text in texts:
+    yield text[:characters]
+    characters -= len(text)
+    if characters <= 0:
+      return
+
+
+def _sentences(texts, characters):
+  """Yields chunks short enough that SentencePiece, which skips long sentences, keeps them all."""
+  for text in _read(texts, characters):
+    text = text.replace(UNTRAINABLE, '')
+    for start in range(0, len(text), CHUNK):
+      yield text[start : start + CHUNK]
+
+
+def _alphabet(texts, characters):
+  """Yields sentences that hold each character of the texts, smallest code point first."""
+  found = sorted(set(itertools.chain.from_iterable(_read(texts, characters))))
+  if lost := sorted({'\0', '\u2581', UNTRAINABLE}.intersection(found)):
+    names = ', '.join(f'U+{ord(c):04X}' for c in lost)
+    raise BadInput(f'the texts hold {names}, which SentencePiece cannot: remove it or use kind bpe')
+  for start in range(0, len(found), CHUNK - 2):
+    # Newlines at either end of a sentence are stripped, so the last character stands guard.
+    yield found[-1] + ''.join(found[start : start + CHUNK - 2]) + found[-1]
+
+
+class Tokenizer:
+  """A SentencePiece model: text <-> int32 ids. `bos` and `eos` are None where the model has none.
+
+  source: the proto as bytes, or the path of a `.model` file.
+
+  A model that was trained with a dummy prefix (Llama, Mistral) puts one space before the text and
+  takes one off the front when decoding: the round trip holds for whole texts, not for pieces.
+  `pad` falls back to eos, then 0. Chat tokens that occur in a text encode as their ids.
+
+  Raises:
+    BadInput: not a SentencePiece model.
+  """
+
+  def __init__(self, source):
+    import sentencepiece
+
+    name = 'the tokenizer proto' if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+      try:
+        with fsspec.open(str(source), 'rb') as file:
+          source = file.read()
+      except FileNotFoundError:
+        raise BadInput(f'{name} does not exist: give the path of a SentencePiece .model file') from None
+    if not source:
+      raise BadInput(f'{name} is empty: give a SentencePiece .model file')
+    self._model = sentencepiece.SentencePieceProcessor()
+    try:
+      self._model.LoadFromSerializedProto(source)
+    except RuntimeError:
+      raise BadInput(f'{name} is not a SentencePiece model: give a .model file of sentencepiece') from None
+    self.proto = source
+    self.fingerprint = hashlib.blake2b(source, digest_size=8).hexdigest()
+    self.vocab = self._model.vocab_size()
+    bos, eos, pad = self._model.bos_id(), self._model.eos_id(), self._model.pad_id()
+    self.bos, self.eos = (i if i >= 0 else None for i in (bos, eos))
+    self.pad = next(i for i in (pad, eos, 0) if i >= 0)
+
+  def unfinished(self, ids):
+    """Returns bool: the ids end in bytes that begin a UTF-8 character and do not finish it."""
+    tail = list(itertools.takewhile(self._model.is_byte, reversed(ids)))[::-1]
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    decoder.decode(bytes(int(self._model.id_to_piece(i)[1:-1], 16) for i in tail))
+    return decoder.getstate()[0] != b''
+
+  def encode(self, text):
+    """Returns int32[n] ids, without BOS and EOS."""
+    return np.array(self._model.encode(text), np.int32)
+
+  def encode_batch(self, texts):
+    """Returns [int32[n]], one per text, on all cores."""
+    return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
+
+  def decode(self, ids):
+    """Returns str; control tokens (BOS, EOS, padding) give nothing, bad UTF-8 bytes U+FFFD."""
+    return self._model.decode(np.asarray(ids, np.int64).tolist())
+
+  def stream(self):
+    """Returns a Stream, which decodes ids as they come."""
+    return Stream(self)
+
+
+class Stream:
+  """Incremental decode: what `feed` returns, and at last `end`, joins to decode(all ids)."""
+
+  def __init__(self, tokenizer):
+    self._tokenizer = tokenizer
+    self._head = []  # ids up to the first visible text: how a model treats a leading space
+    self._shown = ''  # decode(head)
+    self._held = []  # byte pieces of a character that is not whole yet
+
+  def feed(self, ids):
+    """Returns str: the new text, up to the last whole UTF-8 character.
+
+    ids: one id or a sequence of ids.
+    """
+    out = ''
+    for i in np.atleast_1d(np.asarray(ids, np.int64)).tolist():
+      self._held.append(i)
+      if not self._tokenizer.unfinished(self._held):
+        out += self.end()
+    return out
+
+  def end(self):
+    """Returns str: the text of what is held back, an unfinished character as U+FFFD."""
+    text = self._tokenizer.decode(self._head + self._held)
+    out = text[len(self._shown) :]
+    if not self._shown:
+      self._head, self._shown = self._head + self._held, text
+    self._held = []
+    return out

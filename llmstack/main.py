@@ -1,0 +1,77 @@
+"""The way in: flags -> config -> TASKS[config.task](config, workdir).
+
+    python -m llmstack.main --config configs/pretrain.py:tiny --workdir runs/tiny --config.optim.lr=3e-4
+
+Exit status: 0 done; 1 a bug, or training diverged; 78 the configuration, data or checkpoint is wrong, which
+no retry will mend.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import runpy
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from llmstack.errors import BadInput
+
+TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
+
+
+def load(path):
+  """Returns the config of 'configs/NAME.py:SIZE', locked: unknown keys are errors."""
+  path, _, size = path.partition(':')
+  if not os.path.exists(path):
+    raise BadInput(f'{path} does not exist: give the path of a config file, for example configs/pretrain.py:tiny')
+  # A config file imports its neighbours as `configs.NAME`, wherever llmstack is started from.
+  sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(path))))
+  get_config = runpy.run_path(path)['get_config']
+  if size and not inspect.signature(get_config).parameters:
+    raise BadInput(f'{path} has no sizes: leave out :{size}')
+  return (get_config(size) if size else get_config()).lock()
+
+
+def parse(argv):
+  """Returns (config, workdir) from the command line. Raises: BadInput with a sentence for each mistake."""
+  first = flags.FlagValues()
+  flags.DEFINE_string('config', None, 'configs/NAME.py:SIZE', flag_values=first)
+  flags.DEFINE_string('workdir', None, 'folder for everything that this run writes', flag_values=first)
+  second = flags.FlagValues()
+  try:
+    rest = first(argv, known_only=True)
+    if first.config is None or first.workdir is None:
+      raise BadInput('two flags are needed: --config configs/NAME.py:SIZE --workdir DIR')
+    config = load(first.config)
+    config_flags.DEFINE_config_dict('config', config, flag_values=second, sys_argv=rest)
+    rest = second(rest)[1:]
+  except (AttributeError, KeyError) as e:
+    key, near = (re.search(p, str(e)) for p in (r"'(\w+)", r'Did you mean "(\w+)"'))
+    hint = f': did you mean {near[1]!r}?' if near else ''
+    raise BadInput(f'the config has no setting {key[1] if key else e!r}{hint}') from None
+  except (flags.Error, TypeError) as e:
+    raise BadInput(' '.join(str(e).split())) from None
+  if rest:
+    raise BadInput(f'{" ".join(rest)} is not a flag: settings are written --config.a.b=value')
+  return config, first.workdir
+
+
+def cli(argv=None):
+  """Runs one task and exits with its status."""
+  try:
+    config, workdir = parse(sys.argv if argv is None else argv)
+    if config.task not in TASKS:
+      raise BadInput(f'config.task = {config.task!r}: choose one of {", ".join(TASKS)}')
+    importlib.import_module(f'llmstack.tasks.{config.task}').run(config, workdir)
+  except BadInput as e:
+    print(f'\nerror: {e}', file=sys.stderr)
+    sys.exit(78)
+  except KeyboardInterrupt:
+    print('\nstopped; the last checkpoint is kept', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  cli()

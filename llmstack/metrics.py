@@ -1,0 +1,136 @@
+"""What a run says about itself: metrics.jsonl (the truth), TensorBoard, a progress line and a PNG.
+
+metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' | 'sample', ...}. Units: loss in
+nats per token, time in seconds, *_share between 0 and 1.
+"""
+
+import json
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bf16 peak of one chip, FLOP/s. Source: vendors' data sheets.
+PEAK = {
+  'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5p': 459e12, 'TPU v5': 459e12,
+  'TPU v6 lite': 918e12, 'TPU v6e': 918e12, 'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
+}  # fmt: skip
+
+
+def peak_flops():
+  """Returns FLOP/s of all devices together: the data sheet's, or on a CPU what a large float32 matmul reaches.
+
+  Emulated CPU devices share the same cores, so a CPU counts once. None for an accelerator that is not in PEAK.
+  """
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    known = [v for k, v in PEAK.items() if device.device_kind.startswith(k)]
+    return known[0] * jax.device_count() if known else None
+  n = 1024
+  x = jax.device_put(jnp.ones((n, n), jnp.float32), device)
+  f = jax.jit(lambda x: x @ x)
+  f(x).block_until_ready()
+  times = []
+  for _ in range(5):
+    t = time.perf_counter()
+    f(x).block_until_ready()
+    times.append(time.perf_counter() - t)
+  return 2 * n**3 / min(times)
+
+
+def clock(seconds):
+  """Returns seconds as h:mm:ss."""
+  return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}'
+
+
+class Metrics:
+  """The log of one workdir. Only process 0 writes."""
+
+  def __init__(self, workdir, *, resume_step, tensorboard):
+    """resume_step: rows after it are dropped, so that a resumed run has one row per step."""
+    self.path = os.path.join(workdir, 'metrics.jsonl')
+    self.active = jax.process_index() == 0
+    self.tty = sys.stderr.isatty()
+    self.tensorboard = os.path.join(workdir, 'tensorboard') if tensorboard and self.active else None
+    self._writer = None
+    if self.active:
+      rows = [r for r in read(workdir) if r['step'] <= resume_step]
+      with open(self.path + '.new', 'w') as f:
+        f.writelines(json.dumps(r) + '\n' for r in rows)
+      os.replace(self.path + '.new', self.path)
+      self._file = open(self.path, 'a', buffering=1)
+
+  def log(self, step, kind, **values):
+    if not self.active:
+      return
+    self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+    if self.tensorboard:
+      if self._writer is None:
+        from tensorboardX import SummaryWriter  # 3 s, so not before the first step
+
+        self._writer = SummaryWriter(self.tensorboard, purge_step=step)
+      for name, value in values.items():
+        if isinstance(value, (int, float)):
+          self._writer.add_scalar(f'{kind}/{name}', value, step)
+        elif isinstance(value, str):
+          self._writer.add_text(f'{kind}/{name}', value, step)
+
+  def progress(self, line, *, end=False):
+    """Shows a line: over the last one on a terminal, below it in a log."""
+    if self.active:
+      print(
+        f'\r\033[K{line}' if self.tty else line,
+        end='\n' if end or not self.tty else '',
+        file=sys.stderr,
+        flush=True,
+      )
+
+  def close(self):
+    if self.active:
+      self._file.close()
+    if self._writer:
+      self._writer.close()
+
+
+def read(workdir):
+  """Returns the rows of metrics.jsonl, without a last line that a kill cut short."""
+  path = os.path.join(workdir, 'metrics.jsonl')
+  if not os.path.exists(path):
+    return []
+  with open(path) as f:
+    return [json.loads(line) for line in f if line.endswith('}\n')]
+
+
+def plot(workdir):
+  """Returns the path of curves.png: training and evaluation loss, learning speed, norms. Needs matplotlib."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  rows = read(workdir)
+  train, evals = ([r for r in rows if r['kind'] == k] for k in ('train', 'eval'))
+  fig, (a, b, c) = plt.subplots(1, 3, figsize=(13, 3.8), layout='constrained')
+  column = lambda rows, k: ([r['step'] for r in rows if k in r], [r[k] for r in rows if k in r])  # noqa: E731
+  a.plot(*column(train, 'nll'), lw=0.7, color='#9ab', label='train')
+  by_name = {}
+  for r in evals:
+    by_name.setdefault(r['name'], []).append(r)
+  for name, group in by_name.items():
+    a.plot(*column(group, 'nll'), 'o-', ms=3, label=f'held out: {name}')
+  a.set(xlabel='step', ylabel='nats per token', title='Loss')
+  a.legend(frameon=False)
+  for name in ('grad_norm', 'update_norm', 'param_norm'):
+    b.plot(*column(train, name), lw=0.8, label=name.replace('_', ' '))
+  b.set(xlabel='step', yscale='log', title='Norms')
+  b.legend(frameon=False)
+  c.plot(*column(train, 'tokens_per_s'), lw=0.8, color='#364')
+  c.set(xlabel='step', ylabel='tokens / s', title='Throughput', ylim=(0, None))
+  for axis in (a, b, c):
+    axis.spines[['top', 'right']].set_visible(False)
+  path = os.path.join(workdir, 'curves.png')
+  fig.savefig(path, dpi=110)
+  plt.close(fig)
+  return path

@@ -1,0 +1,60 @@
+"""Causal self-attention with grouped queries, over a packed row or over a cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llmstack.model import cache as kv
+from llmstack.model.config import ModelConfig
+from llmstack.model.layers import Norm, rotate
+from llmstack.model.linear import Linear
+from llmstack.sharding import constrain
+
+
+def visible(query_pos, key_pos, window):
+  """Returns bool[B,T,S]: keys at or before the query and less than `window` behind it; key_pos -1 never."""
+  distance = query_pos[:, :, None] - key_pos[:, None, :]
+  return (distance >= 0) & (distance < window) & (key_pos >= 0)[:, None, :]
+
+
+def attend(q, k, v, mask, *, softcap):
+  """Returns float[B,T,N,H]: softmax(q k / sqrt(H)) v with scores and softmax in float32.
+
+  q: [B,T,N,H]; k, v: [B,S,K,H], query head n reads kv head n // (N/K); mask: bool[B,T,S].
+  A query that sees no key gets the mean of v: finite, and of no use to anyone.
+  """
+  B, T, N, H = q.shape
+  K = k.shape[2]
+  q = q.reshape(B, T, K, N // K, H)
+  scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32) * H**-0.5
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
+  scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  return jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H)
+
+
+class Attention(nn.Module):
+  """Returns (y[B,T,D], cache entry or None)."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self, x, view, window, layer=None):
+    c = self.cfg
+    q = constrain(Linear(c.sizes, c.bias, c.init_std, c.dtype, name='wq')(x), 'BTNH')
+    k = constrain(Linear(c.sizes, c.bias, c.init_std, c.dtype, name='wk')(x), 'BTKH')
+    v = constrain(Linear(c.sizes, c.bias, c.init_std, c.dtype, name='wv')(x), 'BTKH')
+    if c.qk_norm:
+      q = Norm('rms', c.norm_eps, False, name='q_norm')(q)
+      k = Norm('rms', c.norm_eps, False, name='k_norm')(k)
+    if c.positions == 'rope':
+      q, k = rotate(q, *view['rope']), rotate(k, *view['rope'])
+    positions, segments = view['positions'], view['segments']
+    if layer is None:
+      mask = visible(positions, positions, window) & (segments[:, :, None] == segments[:, None, :])
+    else:
+      layer, k, v, key_pos = kv.update(layer, k, v, positions, segments > 0)
+      mask = visible(positions, key_pos, window)
+    y = constrain(attend(q, k, v, mask, softcap=c.attn_softcap), 'BTNH')
+    return Linear(c.sizes, c.bias, c.init_std / (2 * c.layers) ** 0.5, c.dtype, name='wo')(y), layer

@@ -1,0 +1,49 @@
+"""The static key/value cache of decoding, one entry per layer.
+
+A layer's entry is {'k', 'v': dtype[B,S,K,H], 'pos': int32[B,S]}: `pos` is the position stored in a
+slot, -1 for none. Position p lives in slot p % S. A layer with a sliding window of w tokens has
+S = min(w, length), so its slots roll; all others have S = length. Rows are independent: each has its
+own length, and a slot is visible to a query by its position alone, so padding never needs a mask.
+"""
+
+import jax.numpy as jnp
+
+
+def allocate(cfg, batch, length):
+  """Returns an empty cache: a list over layers. length: positions that a row may reach, tokens."""
+
+  def layer(window):
+    shape = (batch, min(window, length), cfg.kv_heads, cfg.head_width)
+    empty = jnp.zeros(shape, cfg.dtype)
+    return {'k': empty, 'v': empty, 'pos': jnp.full(shape[:2], -1, jnp.int32)}
+
+  return [layer(w) for w in cfg.window_of_layer]
+
+
+def update(layer, k, v, positions, valid):
+  """Returns (layer, k, v, pos): the entry with T new keys, and the keys that their queries may look at.
+
+  k, v: dtype[B,T,K,H]; positions: int32[B,T], increasing along a row; valid: bool[B,T], false writes nothing.
+  The T new keys may evict slots of a rolling layer that the first of their own queries still see, so
+  for T > 1 the queries look at the old slots and the new keys side by side; a single query can look
+  at the written slots, because what it evicts lies outside its window.
+  """
+  slots, length = layer['k'].shape[1], positions.shape[1]
+  # Only the last `slots` valid keys of a row survive; the others are sent out of range and dropped.
+  last = jnp.max(jnp.where(valid, positions, -1), axis=1, keepdims=True)
+  slot = jnp.where(valid & (positions > last - slots), positions % slots, slots)
+  rows = jnp.arange(slot.shape[0])[:, None]
+  new = {
+    'k': layer['k'].at[rows, slot].set(k, mode='drop'),
+    'v': layer['v'].at[rows, slot].set(v, mode='drop'),
+    'pos': layer['pos'].at[rows, slot].set(positions, mode='drop'),
+  }
+  if length == 1:
+    return new, new['k'], new['v'], new['pos']
+  old = jnp.where(layer['pos'] < jnp.where(valid, positions, 2**30).min(1, keepdims=True), layer['pos'], -1)
+  return (
+    new,
+    jnp.concatenate([layer['k'], k], 1),
+    jnp.concatenate([layer['v'], v], 1),
+    jnp.concatenate([old, jnp.where(valid, positions, -1)], 1),
+  )

@@ -1,0 +1,127 @@
+"""One model function for training, scoring, prefill and cached decode.
+
+    params        = init(cfg, key)
+    hidden, cache = forward(cfg, params, tokens, positions, segments, cache=None)   # [B,T,D]
+    logits        = unembed(cfg, params, hidden)                                    # float32[B,T,V]
+
+`params` is a nested dict of float32 arrays: {'embed': {'w'}, 'layers': {...}, 'final_norm': ...}. Layers
+are always stacked on a leading L, whether they are scanned or unrolled, so that a checkpoint does not
+know how it was run. A cache is unrolled, because its layers may differ in length.
+"""
+
+import functools
+import operator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llmstack.model.attention import Attention
+from llmstack.model.config import ModelConfig
+from llmstack.model.layers import MLP, Norm, dropout, rotations
+from llmstack.shapes import check
+from llmstack.sharding import constrain
+
+
+class Block(nn.Module):
+  """Returns (x, cache entry): x + attention(norm x), then x + mlp(norm x)."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self, x, view, window, layer=None, rng=None):
+    c = self.cfg
+    norm = functools.partial(Norm, c.norm, c.norm_eps, c.norm == 'layer' and c.bias)
+    rngs = (None, None) if rng is None else jax.random.split(rng)
+    y, layer = Attention(c, name='attn')(norm(name='attn_norm')(x), view, window, layer)
+    y = norm(name='post_attn_norm')(y) if c.post_norm else y
+    x = constrain(x + dropout(y, c.dropout, rngs[0]), 'BTD')
+    y = MLP(c, name='mlp')(norm(name='mlp_norm')(x))
+    y = norm(name='post_mlp_norm')(y) if c.post_norm else y
+    return constrain(x + dropout(y, c.dropout, rngs[1]), 'BTD'), layer
+
+
+def final_norm(cfg):
+  return Norm(cfg.norm, cfg.norm_eps, cfg.norm == 'layer' and cfg.bias)
+
+
+def init(cfg, key):
+  """Returns fresh parameters. Jit it with out_shardings to create them sharded."""
+  k_embed, k_pos, k_head, k_layers = jax.random.split(key, 4)
+  normal = nn.initializers.normal(cfg.init_std)
+  x = jnp.zeros((1, 1, cfg.width), cfg.dtype)
+  at = jnp.zeros((1, 1), jnp.int32)
+  view = {'positions': at, 'segments': at + 1, 'rope': rotations(at, cfg.head_width, cfg.rope_theta)}
+  params = {
+    'embed': {'w': normal(k_embed, (cfg.vocab, cfg.width))},
+    'layers': jax.vmap(lambda k: Block(cfg).init(k, x, view, 1)['params'])(jax.random.split(k_layers, cfg.layers)),
+    'final_norm': final_norm(cfg).init(k_head, x)['params'],
+  }
+  if cfg.positions == 'learned':
+    params['pos_embed'] = {'w': normal(k_pos, (cfg.length, cfg.width))}
+  if not cfg.tied:
+    params['head'] = {'w': normal(k_head, (cfg.width, cfg.vocab))}
+  return params
+
+
+def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
+  """Returns (hidden dtype[B,T,D], cache).
+
+  tokens, positions: int32[B,T]; a position restarts at 0 with its segment.
+  segments: int32[B,T], 0 = padding. Attention never leaves a segment. With a cache a row is one
+    sequence: segments only say which tokens are real (> 0), and the new keys join the cached ones.
+  cache: `model.cache.allocate(...)` or None. rng: key for dropout, or None for none.
+  """
+  check('BT,BT,BT', tokens, positions, segments)
+  # Gathered over fsdp before the lookup ('.' has no rule): the rows come out laid out like a batch.
+  x = constrain(params['embed']['w'].astype(cfg.dtype), 'V.')[tokens]
+  if cfg.scale_embed:
+    x *= jnp.asarray(cfg.width**0.5, x.dtype)
+  if cfg.positions == 'learned':
+    x += params['pos_embed']['w'].astype(cfg.dtype)[positions]
+  if rng is not None and cfg.dropout:
+    rng, k = jax.random.split(rng)
+    x = dropout(x, cfg.dropout, k)
+  x = constrain(x, 'BTD')
+  view = {'positions': positions, 'segments': segments}
+  if cfg.positions == 'rope':
+    view['rope'] = rotations(positions, cfg.head_width, cfg.rope_theta)
+  rngs = None if rng is None or not cfg.dropout else jax.random.split(rng, cfg.layers)
+
+  def block(x, layer_params, window, layer=None, rng=None):
+    return Block(cfg).apply({'params': layer_params}, x, view, window, layer, rng)
+
+  if cfg.remat != 'none' and cache is None:
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    block = jax.checkpoint(block, policy=dots if cfg.remat == 'dots' else None, prevent_cse=not cfg.scan)
+  if cfg.scan and cache is None:
+    per_layer = (params['layers'], jnp.asarray(cfg.window_of_layer), rngs)
+    x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1], rng=l[2])[0], None), x, per_layer)
+  else:
+    out = []
+    for i, layer_params in enumerate(unstack(params['layers'], cfg.layers)):
+      layer = None if cache is None else cache[i]
+      x, layer = block(x, layer_params, cfg.window_of_layer[i], layer, None if rngs is None else rngs[i])
+      out.append(layer)
+    cache = None if cache is None else out
+  return final_norm(cfg).apply({'params': params['final_norm']}, x), cache
+
+
+def unembed(cfg, params, hidden):
+  """Returns float32[B,T,V] logits of hidden[B,T,D], soft-capped where the config says so."""
+  w = params['embed']['w'].T if cfg.tied else params['head']['w']
+  logits = jnp.matmul(hidden, w.astype(cfg.dtype), preferred_element_type=jnp.float32)
+  logits = constrain(logits, 'BTV')
+  return logits if cfg.logit_softcap is None else cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unstack(tree, n):
+  """Returns n trees from one with a leading axis of n; the gradient is stacked once, not padded n times."""
+  return [jax.tree.map(operator.itemgetter(i), tree) for i in range(n)]
+
+
+unstack.defvjp(
+  lambda tree, n: (unstack(tree, n), None),
+  lambda n, _, grads: (jax.tree.map(lambda *g: jnp.stack(g), *grads),),
+)

@@ -1,0 +1,72 @@
+"""Config -> optax: the schedule, the optimiser and which parameters decay."""
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from llmstack.errors import BadInput
+from llmstack.sharding import AXES, keys
+
+
+def schedule(*, kind, lr, warmup, steps, end, decay):
+  """Returns step -> learning rate: linear warm-up to `lr`, then `kind` down to `lr * end` at `steps`.
+
+  kind: 'constant' | 'linear' | 'cosine' | 'wsd' (stable, then linear over the last `decay` steps).
+  Source: cosine, Loshchilov & Hutter 2017; WSD, MiniCPM 2024.
+  """
+  if kind not in ('constant', 'linear', 'cosine', 'wsd'):
+    raise BadInput(f'optim.schedule = {kind!r}: choose one of constant, linear, cosine, wsd')
+  if not 0 <= warmup < steps or not 0 <= decay <= steps - warmup:
+    raise BadInput(f'optim.warmup = {warmup} and optim.decay = {decay} do not fit into train.steps = {steps}')
+  rest = steps - warmup
+  after = {
+    'constant': lambda: optax.constant_schedule(lr),
+    'linear': lambda: optax.linear_schedule(lr, lr * end, rest),
+    'cosine': lambda: optax.cosine_decay_schedule(lr, rest, alpha=end),
+    'wsd': lambda: optax.linear_schedule(lr, lr * end, max(decay, 1), transition_begin=rest - decay),
+  }[kind]()
+  if not warmup:
+    return after
+  # Starts at lr / warmup, not at 0: a first step that changes nothing is a wasted one.
+  return optax.join_schedules([lambda t: lr * (t + 1) / warmup, after], [warmup])
+
+
+def decays(params):
+  """Returns a tree of bools: weights of matmuls and embeddings decay, norms and biases do not."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: keys(path)[-1] == 'w', params)
+
+
+def muon_axes(params):
+  """Returns MuonDimensionNumbers for hidden weights, by the arrow of AXES; None (AdamW) for everything else."""
+
+  def one(path, _):
+    *scope, role, leaf = keys(path)
+    if leaf != 'w' or 'layers' not in scope:
+      return None
+    ins, outs = AXES[role].split('->')
+    axes = tuple(range(1, 1 + len(ins + outs)))  # axis 0 is L: a batch of matrices
+    return MuonDimensionNumbers(axes[: len(ins)], axes[len(ins) :])
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make(*, name, rate, b1, b2, eps, weight_decay):
+  """Returns the optax transformation, without clipping (the step clips). rate: step -> learning rate.
+
+  name: 'adamw' | 'lion' | 'muon' (AdamW for embeddings, norms and biases) | 'adafactor' (b1, b2, eps unused).
+  Source: Loshchilov & Hutter 2019; Chen et al. 2023; Jordan 2024; Shazeer & Stern 2018.
+  """
+  if name == 'adamw':
+    return optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)
+  if name == 'lion':
+    return optax.lion(rate, b1, b2, weight_decay=weight_decay, mask=decays)
+  if name == 'muon':
+    # At rate 1, so that decay and schedule are added here: optax's own would decay norms and biases too.
+    direction = muon(
+      1.0, beta=b1, adam_b1=b1, adam_b2=b2, eps=eps, adam_weight_decay=0.0,
+      muon_weight_dimension_numbers=muon_axes, consistent_rms=0.2,
+    )  # fmt: skip
+    return optax.chain(direction, optax.add_decayed_weights(-weight_decay, mask=decays), optax.scale_by_schedule(rate))
+  if name == 'adafactor':
+    return optax.adafactor(rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decays)
+  raise BadInput(f'optim.name = {name!r}: choose one of adamw, lion, muon, adafactor')

@@ -1,0 +1,112 @@
+"""The one training step: accumulate, divide once, clip, update.
+
+loss_fn(params, frozen, batch, rng) -> (sums, weights, metrics)      (losses/lm.py says what they are)
+step(state, frozen, batch)          -> (state, measurements)
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmstack.state import TrainState
+
+
+def tree_norm(tree):
+  """Returns float32[]: the global L2 norm, scaled by the largest element so that 1e38 does not overflow."""
+  leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree)]
+  top = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+  unit = jnp.where((top > 0) & jnp.isfinite(top), top, 1.0)
+  return unit * jnp.sqrt(sum(jnp.sum(jnp.square(x / unit)) for x in leaves))
+
+
+def ratio(total, weight):
+  """Returns total / weight, and 0 for an empty denominator."""
+  return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+
+def objective(loss_fn, params, frozen, batch, rng, weights):
+  """Returns (loss, (weights, metrics)); weights: the global ones, or None to use this batch's own."""
+  sums, own, metrics = loss_fn(params, frozen, batch, rng)
+  weights = jax.lax.stop_gradient(own if weights is None else weights)
+  return sum(ratio(sums[t], weights[t]) for t in sums), (own, metrics)
+
+
+def split(batch, microbatches):
+  """Returns the batch as [microbatches, B / microbatches, ...]; rows are dealt in turn.
+
+  Microbatch j holds rows j, j + m, ...: each is spread over all devices of the batch axes.
+  """
+  return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
+  """Returns (loss, metrics, grads) of the whole batch, the same for any number of microbatches.
+
+  Denominators come first: the weights do not depend on parameters, so XLA drops the forward pass from
+  the scan that adds them up, and each microbatch can be divided by the global denominator at once.
+  """
+  grad = jax.value_and_grad(lambda *a: objective(loss_fn, *a), has_aux=True)
+  if microbatches == 1:
+    (loss, (_, metrics)), grads = grad(params, frozen, batch, rng, None)
+    return loss, metrics, grads
+  parts = (split(batch, microbatches), jax.random.split(rng, microbatches))
+  weights = jax.lax.map(lambda part: loss_fn(params, frozen, *part)[1], parts)
+  weights = jax.tree.map(lambda w: w.sum(0), weights)
+
+  def body(total, part):
+    (loss, (_, metrics)), grads = grad(params, frozen, *part, weights)
+    return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(lambda: grad(params, frozen, *first, weights))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][0], shapes[0][1][1], shapes[1]))
+  return jax.lax.scan(body, zeros, parts)[0]
+
+
+def make_step(loss_fn, tx, *, seed, microbatches, clip):
+  """Returns step(state, frozen, batch) -> (state, measurements); jit it with `state` donated.
+
+  tx: optax transformation without clipping. clip: largest global gradient norm, None for none.
+  measurements: float32[] each: loss, the metrics divided, grad_norm, param_norm, update_norm, skipped, streak.
+  A non-finite loss or gradient norm leaves parameters and optimiser as they were and is counted;
+  optax.apply_if_finite would apply it in the end, and optax.clip_by_global_norm turns an infinite
+  norm into zero gradients.
+  """
+
+  def step(state, frozen, batch):
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss, metrics, grads = accumulate(loss_fn, state.params, frozen, batch, rng, microbatches)
+    norm = tree_norm(grads)
+    if clip is not None:
+      # Smaller than 1 before the product, so that a large finite gradient is scaled, not overflowed.
+      factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30))
+      grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    update_norm = tree_norm(updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
+    bad = 1 - finite.astype(jnp.int32)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+    new = TrainState(
+      state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state),
+      state.skipped + bad, (state.streak + bad) * bad,
+    )  # fmt: skip
+    measured = {name: ratio(*pair) for name, pair in metrics.items()}
+    measured |= {
+      'loss': loss,
+      'grad_norm': norm,
+      'param_norm': tree_norm(new.params),
+      'update_norm': update_norm,
+    }
+    return new, measured | {'skipped': new.skipped, 'streak': new.streak}
+
+  return step
+
+
+def make_eval(loss_fn):
+  """Returns evaluate(params, frozen, batch) -> {name: (numerator, denominator)}; add these up, then divide."""
+
+  def evaluate(params, frozen, batch):
+    return loss_fn(params, frozen, batch, None)[2]
+
+  return evaluate

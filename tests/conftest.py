@@ -1,0 +1,25 @@
+"""CPU, eight emulated devices in one process, rank promotion raises; pyproject.toml makes warnings errors."""
+
+import jax
+import pytest
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)  # before the backend starts; later it is an error
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+from llmstack import sharding  # noqa: E402
+
+MESHES = {'one': None, '8x1x1': (8, 1, 1), '2x4x1': (2, 4, 1), '2x2x2': (2, 2, 2), '1x1x8': (1, 1, 8)}
+
+
+@pytest.fixture(params=MESHES)
+def mesh(request):
+  """One device, then (data, fsdp, tensor) over eight."""
+  if MESHES[request.param] is None:
+    return sharding.make_mesh(devices=jax.devices()[:1])
+  data, fsdp, tensor = MESHES[request.param]
+  return sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def pytest_configure():
+  assert jax.device_count() == 8, 'the suite needs eight emulated devices'
