@@ -36,7 +36,7 @@ def get_config(size='tiny'):
   c = ConfigDict()
   c.task = 'pretrain'
   c.seed = 0
-  c.model = sizes.model(('llama_tiny', 'llama_1m', 'llama_1m')[pick])
+  c.model = sizes.model(('llama_tiny', 'llama_demo', 'llama_1m')[pick])
 
   c.model.length = 512 if size == 'books' else c.model.length
 
@@ -71,7 +71,7 @@ def get_config(size='tiny'):
 
   c.optim = ConfigDict()
   c.optim.name = 'adamw'  # adamw | lion | muon | adafactor
-  c.optim.lr = (3e-3, 3e-3, 2e-3)[pick]  # peak
+  c.optim.lr = (3e-3, 4e-3, 2e-3)[pick]  # peak
   c.optim.b1 = 0.9
   c.optim.b2 = 0.95
   c.optim.eps = 1e-8
@@ -83,7 +83,7 @@ def get_config(size='tiny'):
   c.optim.end = 0.1  # last learning rate / peak
 
   c.train = ConfigDict()
-  c.train.steps = (20, 1500, 3000)[pick]
+  c.train.steps = (20, 1200, 3000)[pick]
   c.train.microbatches = 1
   c.train.z_loss = 1e-4  # coefficient of log(Z)^2; 0 for none
   c.train.loss_chunk = config_dict.placeholder(int)  # positions of logits alive at once, divides length; None = all
@@ -92,7 +92,7 @@ def get_config(size='tiny'):
   c.train.tensorboard = True
 
   c.eval = ConfigDict()
-  c.eval.every = (10, 500, 500)[pick]  # steps
+  c.eval.every = (10, 400, 500)[pick]  # steps
   c.eval.rows = (64, 512, 128)[pick]  # at most, per source
   c.eval.prompts = {
     'tiny': ('llmstack is',),
@@ -102,7 +102,7 @@ def get_config(size='tiny'):
   c.eval.new_tokens = (16, 48, 64)[pick]
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = (10, 500, 500)[pick]  # steps
+  c.checkpoint.every = (10, 400, 500)[pick]  # steps
   c.checkpoint.keep = 3  # newest
   c.checkpoint.resume_from = config_dict.placeholder(str)  # workdir to continue, state and data position
   c.checkpoint.init_from = config_dict.placeholder(str)  # workdir to take parameters from

@@ -49,6 +49,7 @@ MODELS = {
   'gpt2_tiny': dict(GPT2, layers=2, width=32, heads=4, kv_heads=4, head_width=8, ff=128, length=64),
   'gemma_tiny': dict(GEMMA, layers=3, width=32, heads=4, kv_heads=1, head_width=8, ff=64, length=64, windows=(8, 8, 0)),
   'nanogpt_cpu': dict(GPT2 | {'bias': False}, layers=4, width=128, heads=4, kv_heads=4, head_width=32, ff=512, length=64),
+  'llama_demo': dict(layers=3, width=128, heads=4, kv_heads=2, head_width=32, ff=344, length=128),
   'llama_1m': dict(layers=4, width=128, heads=4, kv_heads=2, head_width=32, ff=344, length=256),
   'gpt2_124m': dict(GPT2 | TPU, layers=12, width=768, heads=12, kv_heads=12, head_width=64, ff=3072, length=1024),
   'llama_1b': dict(TPU, layers=16, width=2048, heads=32, kv_heads=8, head_width=64, ff=8192, length=4096, rope_theta=5e5),

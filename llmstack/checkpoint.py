@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 
+import fsspec
 import jax
 import numpy as np
 
@@ -66,7 +67,7 @@ class Checkpoints:
     self._ocp = ocp
     # orbax accepts a relative path, returns True from save() and fails in the background.
     self.folder = folder if '://' in folder else os.path.abspath(folder)
-    if not create and not ocp.path.utils.epath.Path(self.folder).exists():
+    if not create and not fsspec.core.url_to_fs(self.folder)[0].exists(self.folder):
       raise BadInput(f'there are no checkpoints in {folder}: give the workdir of a run that has saved one')
     logging.getLogger('absl').setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong, not the program"."""
+"""The exceptions that end a run with a sentence instead of a traceback."""
 
 
 class BadInput(ValueError):
@@ -6,3 +6,7 @@ class BadInput(ValueError):
 
   `main` prints it without a traceback and exits with status 78, which supervisors must not retry.
   """
+
+
+class Diverged(RuntimeError):
+  """Loss or gradients stayed non-finite; names the step, the batch and where it was written. Status 1."""

@@ -6,11 +6,8 @@ import time
 import jax
 import numpy as np
 
+from llmstack.errors import Diverged
 from llmstack.metrics import clock
-
-
-class Diverged(RuntimeError):
-  """Loss or gradients stayed non-finite; the message names the step, the batch and where it was written."""
 
 
 def fit(

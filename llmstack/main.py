@@ -16,7 +16,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from llmstack.errors import BadInput
+from llmstack.errors import BadInput, Diverged
 
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
 
@@ -68,6 +68,9 @@ def cli(argv=None):
   except BadInput as e:
     print(f'\nerror: {e}', file=sys.stderr)
     sys.exit(78)
+  except Diverged as e:
+    print(f'\nstopped: {e}', file=sys.stderr)
+    sys.exit(1)
   except KeyboardInterrupt:
     print('\nstopped; the last checkpoint is kept', file=sys.stderr)
     sys.exit(130)

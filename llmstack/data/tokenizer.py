@@ -39,10 +39,19 @@ def train(texts, *, kind, vocab, characters=100_000_000):
   import sentencepiece
 
   sentences = _alphabet(texts, characters) if kind == 'char' else _sentences(texts, characters)
-  proto = io.BytesIO()
+  proto, failed = io.BytesIO(), []
+
+  def guarded():
+    # The trainer turns whatever its iterator raises into a RuntimeError with a C++ preamble.
+    try:
+      yield from sentences
+    except BadInput as error:
+      failed.append(error)
+      raise
+
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=sentences,
+      sentence_iterator=guarded(),
       model_writer=proto,
       model_type=kind,
       vocab_size=vocab,
@@ -63,7 +72,7 @@ def train(texts, *, kind, vocab, characters=100_000_000):
       minloglevel=2,
     )
   except RuntimeError as error:
-    raise _explain(error, kind, vocab) from None
+    raise failed[0] if failed else _explain(error, kind, vocab) from None
   size = Tokenizer(proto.getvalue()).vocab
   if size > vocab:
     raise BadInput(f'the texts need a char vocabulary of {size}, above vocab={vocab}: raise it')

@@ -100,7 +100,7 @@ def generate(cfg, params, tokens, lengths, keys, sampling, stops, *, new_tokens,
 
 def stop_table(sequences):
   """Returns int32[K,W]: token sequences left-padded with -1; an impossible one where there are none."""
-  sequences = [list(s) for s in sequences] or [[-2]]
+  sequences = [list(s) for s in sequences] or [[2**30]]  # no token has this id
   width = max(map(len, sequences))
   if not min(map(len, sequences)):
     raise BadInput('a stop sequence is empty: leave it out')

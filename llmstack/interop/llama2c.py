@@ -4,6 +4,8 @@ Source: karpathy/llama2.c, export.py `legacy_export`: seven int32 (dim, hidden, 
 vocabulary, length), then float32 tensors, [out, in]. A negative vocabulary means an untied head.
 """
 
+import math
+
 import numpy as np
 
 from llmstack.errors import BadInput
@@ -23,18 +25,19 @@ def load(path):
     D, F, L, N, K, V, S = (int(x) for x in header)
     tied, V = V > 0, abs(V)
     H = D // N
-    data = np.frombuffer(f.read(), '<f4')
+    body = f.read()
   shapes = dict(
     embed=(V, D), attn_norm=(L, D), wq=(L, N * H, D), wk=(L, K * H, D), wv=(L, K * H, D), wo=(L, D, N * H),
     mlp_norm=(L, D), w_gate=(L, F, D), w_down=(L, D, F), w_up=(L, F, D), final_norm=(D,),
     cos=(S, H // 2), sin=(S, H // 2), **({} if tied else {'head': (V, D)}),
   )  # fmt: skip
-  want = sum(int(np.prod(s)) for s in shapes.values())
-  if len(data) != want:
-    raise BadInput(f'{path} holds {len(data)} floats and its header asks for {want}: the file is damaged')
+  want = 4 * sum(math.prod(s) for s in shapes.values())
+  if len(body) != want:
+    raise BadInput(f'{path} holds {len(body)} bytes of tensors and its header asks for {want}: the file is damaged')
+  data = np.frombuffer(body, '<f4')
   at, w = 0, {}
   for name, shape in shapes.items():
-    w[name] = data[at : at + int(np.prod(shape))].reshape(shape)
+    w[name] = data[at : at + math.prod(shape)].reshape(shape)
     at += w[name].size
 
   def heads(x, n):

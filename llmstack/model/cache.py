@@ -14,8 +14,9 @@ def allocate(cfg, batch, length):
 
   def layer(window):
     shape = (batch, min(window, length), cfg.kv_heads, cfg.head_width)
-    empty = jnp.zeros(shape, cfg.dtype)
-    return {'k': empty, 'v': empty, 'pos': jnp.full(shape[:2], -1, jnp.int32)}
+    # Two buffers: a cache is donated to the step that updates it, and one buffer cannot be given twice.
+    k, v = jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
+    return {'k': k, 'v': v, 'pos': jnp.full(shape[:2], -1, jnp.int32)}
 
   return [layer(w) for w in cfg.window_of_layer]
 

@@ -231,6 +231,7 @@ def run(config, workdir):
   )  # fmt: skip
   loss_fn = lm_loss(cfg, z_loss=config.train.z_loss, chunk=chunk)
   resolved = config.to_dict()
+  peak = metrics.peak_flops()
   with open(os.path.join(workdir, 'config.json'), 'w') as f:
     json.dump(resolved, f, indent=2)
 
@@ -283,7 +284,7 @@ def run(config, workdir):
         ),
         log_every=config.train.log_every, eval_every=config.eval.every, save_every=config.checkpoint.every,
         tokens_per_step=config.data.batch * config.data.length,
-        flops_per_token=train_flops_per_token(cfg, config.data.length), peak_flops=metrics.peak_flops(),
+        flops_per_token=train_flops_per_token(cfg, config.data.length), peak_flops=peak,
         bad_steps=config.train.bad_steps, workdir=workdir, place=place, crc=batches.crc,
       )  # fmt: skip
     finally:

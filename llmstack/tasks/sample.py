@@ -46,6 +46,8 @@ def complete(
 
   Raises: BadInput for a prompt that leaves no room for new_tokens in model.length.
   """
+  if not len(prompts):
+    return []
   prompts = [encode_prompt(tokenizer, p) for p in prompts]
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   extra = -len(prompts) % ways  # rows that fill the last device; dropped below

@@ -5,5 +5,7 @@ from llmstack.data import world
 
 def run(config, workdir):
   manifest = world.generate(workdir, seed=config.seed, documents=config.documents, noise=config.noise)
-  for key, value in manifest.items():
-    print(f'{key}: {value}')
+  for kind, count in sorted(manifest['kinds'].items(), key=lambda item: -item[1]):
+    print(f'{kind:20}{count:>8,}')
+  told = ', '.join(f'{n} {how}' for how, n in manifest['told'].items())
+  print(f'{manifest["characters"]:,} characters, {manifest["clean_characters"]:,} of them clean; facts: {told}')

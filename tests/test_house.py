@@ -1,0 +1,119 @@
+"""The house rules that a machine can check: who imports whom, who reads which key, and that every config runs."""
+
+import ast
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from llmstack.errors import BadInput
+from llmstack.main import TASKS, load
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / 'llmstack').rglob('*.py'))
+CONFIGS = [f'configs/pretrain.py:{s}' for s in ('tiny', 'world', 'books')]
+CONFIGS += [f'configs/{n}.py' for n in ('convert', 'recall', 'sample', 'shakespeare', 'world')]
+
+# A room may import the rooms to its right; everybody may import errors and shapes.
+ALLOWED = {
+  'main': 'tasks', 'tasks': 'tasks infer model losses data interop checkpoint loop metrics optim sharding state step',
+  'infer': 'infer model sharding', 'interop': 'model', 'model': 'model sharding', 'losses': 'losses', 'data': 'data',
+  'checkpoint': 'sharding', 'loop': 'metrics', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
+  'metrics': '', 'sharding': '', 'shapes': '', 'errors': '', '__init__': '',
+}  # fmt: skip
+# A third-party library that churns is imported in one room.
+OWNERS = {
+  'flax': ['model'], 'orbax': ['checkpoint'], 'grain': ['data'], 'sentencepiece': ['data'], 'array_record': ['data'],
+  'tensorboardX': ['metrics'], 'matplotlib': ['metrics'], 'optax': ['optim', 'step'], 'pyarrow': ['data'],
+  'ml_collections': ['main'], 'absl': ['main'],
+}  # fmt: skip
+
+
+def room(path):
+  return path.relative_to(ROOT / 'llmstack').parts[0].removesuffix('.py')
+
+
+def imports(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (a.name for a in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      yield from ([f'{node.module}.{a.name}' for a in node.names] if node.module == 'llmstack' else [node.module])
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+  """losses/ learns about the model, or flax leaks out of model/, one convenient import at a time."""
+  here = room(path)
+  for name in imports(path):
+    first, *rest = name.split('.')
+    if first == 'llmstack' and rest:
+      assert rest[0] in ['errors', 'shapes', *ALLOWED[here].split()], f'{here} imports {name}'
+    assert here in OWNERS.get(first, [here]), f'{here} imports {first}'
+
+
+def test_nothing_unsafe_and_nothing_hidden():
+  """A pickle is loaded, a config evaluates code, or an error is swallowed."""
+  for path in [*FILES, *(ROOT / 'configs').glob('*.py')]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ExceptHandler):
+        assert node.type is not None and ast.unparse(node.type) not in ('Exception', 'BaseException'), path
+      if isinstance(node, ast.Call):
+        name = ast.unparse(node.func)
+        assert name not in ('eval', 'exec', 'torch.load') and 'pickle' not in name and 'yaml' not in name, path
+        assert not (name.startswith(('config', 'c.')) and name.endswith('.get')), f'{path}: a default in a reader'
+
+
+def leaves(config, prefix=''):
+  for key, value in config.items():
+    if isinstance(value, ConfigDict) and key != 'sources':
+      yield from leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_every_key_is_read(path):
+  """A knob that nobody reads: the experiment in the file is not the one that runs."""
+  config = load(str(ROOT / path))
+  assert config.task in TASKS and config.is_locked
+  names = set()
+  for file in (ROOT / 'llmstack').rglob('*.py'):
+    for node in ast.walk(ast.parse(file.read_text())):
+      names |= {node.attr} if isinstance(node, ast.Attribute) else set()
+      names |= {node.arg} if isinstance(node, ast.arg) else set()
+      names |= {node.target.id} if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else set()
+      names |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+  for key, value in leaves(config):
+    assert key.split('.')[-1] in names, f'{path}: {key} is read nowhere'
+    assert not callable(value) and value != -1, f'{path}: {key} = {value!r}'
+
+
+@pytest.mark.parametrize('path', ['configs/pretrain.py:world', 'configs/pretrain.py:books', 'configs/shakespeare.py'])
+def test_every_training_config_takes_two_steps(path, tmp_path):
+  """A config rots until somebody needs it. Its own model, optimiser and batch, on a small text."""
+  from llmstack import metrics
+  from llmstack.tasks.pretrain import run
+
+  config = load(str(ROOT / path))
+  (tmp_path / 'text.txt').write_text(''.join(f'line {i} of a small text, {i * i} words.\n' for i in range(3000)))
+  for source in config.data.sources.values():
+    source.files, source.split_on = (str(tmp_path / 'text.txt'),), '\n'
+  config.update(
+    {
+      'data': {'folder': str(tmp_path), 'batch': 8}, 'train': {'steps': 2, 'log_every': 1, 'tensorboard': False},
+      'optim': {'warmup': 1}, 'eval': {'rows': 1, 'prompts': ()}, 'tokenizer': {'vocab': 300},
+    }
+  )  # fmt: skip
+  run(config, str(tmp_path / 'run'))
+  losses = [r['nll'] for r in metrics.read(tmp_path / 'run') if r['kind'] == 'train']
+  assert len(losses) == 2 and all(2 < x < 7 for x in losses)
+
+
+def test_a_config_outside_the_repository_works(tmp_path):
+  """Configs can only be run from the checkout."""
+  with pytest.raises(BadInput, match='does not exist'):
+    load(str(tmp_path / 'x.py'))
+  (tmp_path / 'x.py').write_text('from configs import sizes\ndef get_config():\n  return sizes.model("llama_tiny")\n')
+  assert load(str(tmp_path / 'x.py')).width == 32
