@@ -16,10 +16,10 @@ from configs import sizes
 from llmstack.errors import BadInput
 
 
-def source(files, *, weight=1.0, field='text', split_on='', holdout=0.01, holdout_by='document'):
+def source(files, *, weight=1.0, field='text', split_on='', holdout=0.01, holdout_by='tail'):
   """Returns one component of the mixture."""
   c = ConfigDict()
-  c.files = files  # paths, globs, gs://; or one packed folder
+  c.files = files  # paths, globs, gs://; or one packed folder (then tokenizer.path is needed, and it has no holdout)
   c.weight = weight  # share of the training tokens, relative
   c.field = field  # of JSON lines and parquet
   c.split_on = split_on  # between documents of a .txt file; '' = one document
@@ -60,23 +60,24 @@ def get_config(size='tiny'):
   c.data.on_error = 'raise'  # raise | skip (counted)
   c.data.sources = ConfigDict()
   if size == 'tiny':
-    c.data.sources.readme = source(('README.md',), holdout=0.1, holdout_by='tail', split_on='')
+    c.data.sources.readme = source(('README.md',), holdout=0.1)
   if size == 'world':
-    c.data.sources.world = source(('runs/world-text/clean.jsonl',))
+    c.data.sources.world = source(('runs/world-text/clean.jsonl',), holdout_by='document')
   if size == 'books':
-    c.data.sources.books = source((f'{data}/books/classic_books-*.jsonl.zst',), weight=0.6, holdout_by='tail')
+    c.data.sources.books = source((f'{data}/books/classic_books-*.jsonl.zst',), weight=0.6)
     stories = (f'{data}/text/tinystories_train_sample.txt.gz', f'{data}/text/tinystories_val.jsonl.gz')
-    c.data.sources.stories = source(stories, weight=0.3, holdout=0.05)
-    c.data.sources.shakespeare = source((f'{data}/text/tinyshakespeare.txt',), weight=0.1, holdout_by='tail')
+    c.data.sources.stories = source(stories, weight=0.3, holdout=0.05, holdout_by='document')
+    c.data.sources.shakespeare = source((f'{data}/text/tinyshakespeare.txt',), weight=0.1)
 
   c.optim = ConfigDict()
-  c.optim.name = 'adamw'  # adamw | lion | muon | adafactor
-  c.optim.lr = (3e-3, 4e-3, 2e-3)[pick]  # peak
+  c.optim.name = ('adamw', 'muon', 'adamw')[pick]  # adamw | lion | muon | adafactor
+  c.optim.lr = (3e-3, 6e-3, 2e-3)[pick]  # peak
   c.optim.b1 = 0.9
   c.optim.b2 = 0.95
   c.optim.eps = 1e-8
   c.optim.weight_decay = 0.1  # on matmul weights and embeddings
-  c.optim.clip = 1.0  # global gradient norm; None for none
+  c.optim.clip = config_dict.placeholder(float)  # global gradient norm; None for none
+  c.optim.clip = 1.0
   c.optim.schedule = 'cosine'  # constant | linear | cosine | wsd
   c.optim.warmup = (5, 100, 100)[pick]  # steps
   c.optim.decay = 0  # steps at the end, wsd only
@@ -96,7 +97,7 @@ def get_config(size='tiny'):
   c.eval.rows = (64, 512, 128)[pick]  # at most, per source
   c.eval.prompts = {
     'tiny': ('llmstack is',),
-    'world': ('The capital of France is', 'Question: What is', 'Once upon a time', '12 + 7 ='),
+    'world': ('The capital of France is', 'Do you know these?\n\nWhat is', 'One cold day', '7 + 12 ='),
     'books': ('It was a', 'Once upon a time', 'ROMEO:'),
   }[size]
   c.eval.new_tokens = (16, 48, 64)[pick]

@@ -15,7 +15,7 @@ def get_config():
   c.prompt = 'Once upon a time'
   c.interactive = False  # read prompts from standard input and stream the answers
   c.samples = 1  # completions of the prompt
-  c.new_tokens = 128  # prompt and new tokens together fit into model.length
+  c.new_tokens = config_dict.placeholder(int)  # at most; None fills model.length
   c.temperature = 0.8  # 0 = greedy
   c.top_k = config_dict.placeholder(int)  # None keeps all
   c.top_p = 1.0

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from llmstack.errors import BadInput
+
 
 def _model(**sizes):
   """Returns a complete model config: a Llama, with the given values changed."""
@@ -60,4 +62,6 @@ MODELS = {
 
 def model(name):
   """Returns the complete model config of that name."""
+  if name not in MODELS:
+    raise BadInput(f'configs/sizes.py knows no model {name!r}: choose one of {", ".join(MODELS)}')
   return _model(**MODELS[name])

@@ -75,6 +75,11 @@ class Checkpoints:
     )
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'meta'))
 
+  @classmethod
+  def of(cls, workdir, **options):
+    """Returns the checkpoints of a run."""
+    return cls(os.path.join(workdir, 'checkpoints'), **options)
+
   def latest(self):
     """Returns the newest committed step, or None."""
     return max(self._manager.all_steps(), default=None)
@@ -93,6 +98,8 @@ class Checkpoints:
   def meta(self, step=None):
     """Returns (step, meta) of a checkpoint, the newest by default."""
     step = self.latest() if step is None else step
+    if step is None:
+      raise BadInput(f'{self.folder} holds no checkpoint yet: that run has not saved one')
     if step not in self._manager.all_steps():
       raise BadInput(f'{self.folder} has no checkpoint {step}: it has {sorted(self._manager.all_steps())}')
     args = self._ocp.args.Composite(meta=self._ocp.args.JsonRestore())

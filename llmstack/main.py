@@ -2,8 +2,8 @@
 
     python -m llmstack.main --config configs/pretrain.py:tiny --workdir runs/tiny --config.optim.lr=3e-4
 
-Exit status: 0 done; 1 a bug, or training diverged; 78 the configuration, data or checkpoint is wrong, which
-no retry will mend.
+Exit status: 0 done; 1 a bug, or training diverged; 78 the configuration, data or checkpoint is wrong, which no
+retry will mend; 130 interrupted.
 """
 
 import importlib
@@ -24,11 +24,13 @@ TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<
 def load(path):
   """Returns the config of 'configs/NAME.py:SIZE', locked: unknown keys are errors."""
   path, _, size = path.partition(':')
-  if not os.path.exists(path):
-    raise BadInput(f'{path} does not exist: give the path of a config file, for example configs/pretrain.py:tiny')
+  if not path.endswith('.py') or not os.path.isfile(path):
+    raise BadInput(f'{path} is not a config file: give the path of one, for example configs/pretrain.py:tiny')
   # A config file imports its neighbours as `configs.NAME`, wherever llmstack is started from.
   sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(path))))
-  get_config = runpy.run_path(path)['get_config']
+  get_config = runpy.run_path(path).get('get_config')
+  if get_config is None:
+    raise BadInput(f'{path} has no get_config(): it is not an experiment')
   if size and not inspect.signature(get_config).parameters:
     raise BadInput(f'{path} has no sizes: leave out :{size}')
   return (get_config(size) if size else get_config()).lock()
@@ -36,15 +38,17 @@ def load(path):
 
 def parse(argv):
   """Returns (config, workdir) from the command line. Raises: BadInput with a sentence for each mistake."""
-  first = flags.FlagValues()
+  first, second = flags.FlagValues(), flags.FlagValues()
   flags.DEFINE_string('config', None, 'configs/NAME.py:SIZE', flag_values=first)
   flags.DEFINE_string('workdir', None, 'folder for everything that this run writes', flag_values=first)
-  second = flags.FlagValues()
   try:
     rest = first(argv, known_only=True)
-    if first.config is None or first.workdir is None:
-      raise BadInput('two flags are needed: --config configs/NAME.py:SIZE --workdir DIR')
-    config = load(first.config)
+  except flags.Error as e:
+    raise BadInput(' '.join(str(e).split())) from None
+  if first.config is None or first.workdir is None:
+    raise BadInput('two flags are needed: --config configs/NAME.py:SIZE --workdir DIR')
+  config = load(first.config)
+  try:
     config_flags.DEFINE_config_dict('config', config, flag_values=second, sys_argv=rest)
     rest = second(rest)[1:]
   except (AttributeError, KeyError) as e:
@@ -67,6 +71,9 @@ def cli(argv=None):
     importlib.import_module(f'llmstack.tasks.{config.task}').run(config, workdir)
   except BadInput as e:
     print(f'\nerror: {e}', file=sys.stderr)
+    sys.exit(78)
+  except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as e:
+    print(f'\nerror: {e.filename}: {e.strerror}: give another path', file=sys.stderr)
     sys.exit(78)
   except Diverged as e:
     print(f'\nstopped: {e}', file=sys.stderr)

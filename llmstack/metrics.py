@@ -4,6 +4,7 @@ metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' 
 nats per token, time in seconds, *_share between 0 and 1.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -57,9 +58,7 @@ class Metrics:
     self._writer = None
     if self.active:
       rows = [r for r in read(workdir) if r['step'] <= resume_step]
-      with open(self.path + '.new', 'w') as f:
-        f.writelines(json.dumps(r) + '\n' for r in rows)
-      os.replace(self.path + '.new', self.path)
+      write(self.path, ''.join(json.dumps(r) + '\n' for r in rows))
       self._file = open(self.path, 'a', buffering=1)
 
   def log(self, step, kind, **values):
@@ -103,8 +102,18 @@ def read(workdir):
     return [json.loads(line) for line in f if line.endswith('}\n')]
 
 
+def write(path, text):
+  """Writes a file whole or not at all, by process 0."""
+  if jax.process_index() == 0:
+    with open(path + '.new', 'w') as f:
+      f.write(text)
+    os.replace(path + '.new', path)
+
+
 def plot(workdir):
-  """Returns the path of curves.png: training and evaluation loss, learning speed, norms. Needs matplotlib."""
+  """Returns a line that names curves.png: training and held-out loss, norms, throughput."""
+  if importlib.util.find_spec('matplotlib') is None:
+    return 'no curves: matplotlib is in the extra `plot`'
   import matplotlib
 
   matplotlib.use('Agg')
@@ -133,4 +142,4 @@ def plot(workdir):
   path = os.path.join(workdir, 'curves.png')
   fig.savefig(path, dpi=110)
   plt.close(fig)
-  return path
+  return f'curves: {path}'

@@ -53,20 +53,24 @@ def muon_axes(params):
 def make(*, name, rate, b1, b2, eps, weight_decay):
   """Returns the optax transformation, without clipping (the step clips). rate: step -> learning rate.
 
-  name: 'adamw' | 'lion' | 'muon' (AdamW for embeddings, norms and biases) | 'adafactor' (b1, b2, eps unused).
+  name: 'adamw' | 'lion' (no eps) | 'muon' (AdamW for embeddings, norms and biases) | 'adafactor' (no b1, b2, eps).
   Source: Loshchilov & Hutter 2019; Chen et al. 2023; Jordan 2024; Shazeer & Stern 2018.
   """
   if name == 'adamw':
     return optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)
   if name == 'lion':
     return optax.lion(rate, b1, b2, weight_decay=weight_decay, mask=decays)
+  # The other two at rate 1, with decay and schedule added here: optax's muon would decay norms and biases too,
+  # and its adafactor decays by the whole coefficient each step, whatever the learning rate.
+  direction = None
   if name == 'muon':
-    # At rate 1, so that decay and schedule are added here: optax's own would decay norms and biases too.
     direction = muon(
       1.0, beta=b1, adam_b1=b1, adam_b2=b2, eps=eps, adam_weight_decay=0.0,
       muon_weight_dimension_numbers=muon_axes, consistent_rms=0.2,
     )  # fmt: skip
-    return optax.chain(direction, optax.add_decayed_weights(-weight_decay, mask=decays), optax.scale_by_schedule(rate))
   if name == 'adafactor':
-    return optax.adafactor(rate, weight_decay_rate=weight_decay or None, weight_decay_mask=decays)
+    direction = optax.adafactor(1.0)
+  if direction is not None:
+    decay = optax.add_decayed_weights(-weight_decay, mask=decays)
+    return optax.chain(direction, decay, optax.scale_by_schedule(rate))
   raise BadInput(f'optim.name = {name!r}: choose one of adamw, lion, muon, adafactor')

@@ -103,6 +103,11 @@ def param_shardings(params, mesh, tree=None):
   return jax.tree_util.tree_map_with_path(one, params if tree is None else tree)
 
 
+def laid_out(shapes, shardings):
+  """Returns a tree of ShapeDtypeStructs that carry their shardings: the target of a restore."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def check_divisible(params, mesh, **sizes):
   """Returns nothing; raises BadInput with the letter, the sizes and the fix where a split is uneven.
 

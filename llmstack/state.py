@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmstack.sharding import param_shardings
+from llmstack.sharding import laid_out, param_shardings
 
 
 class TrainState(NamedTuple):
@@ -30,14 +30,16 @@ def shapes_of(init_params, tx, mesh):
   init_params: () -> params, abstractly evaluated.
   """
   shapes = jax.eval_shape(lambda: create(init_params(), tx))
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    param_shardings(shapes.params, mesh, shapes),
-  )
+  return laid_out(shapes, param_shardings(shapes.params, mesh, shapes))
 
 
 def init_sharded(init_params, tx, mesh):
   """Returns a fresh state of which no device ever holds more than its shard."""
   shardings = jax.tree.map(lambda x: x.sharding, shapes_of(init_params, tx, mesh))
   return jax.jit(lambda: create(init_params(), tx), out_shardings=shardings)()
+
+
+def around(params, tx, mesh):
+  """Returns a state at step 0 around given parameters, which are donated to it."""
+  shardings = jax.tree.map(lambda x: x.sharding, shapes_of(lambda: params, tx, mesh))
+  return jax.jit(lambda params: create(params, tx), out_shardings=shardings, donate_argnums=0)(params)

@@ -40,7 +40,7 @@ def split(batch, microbatches):
 
 
 def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
-  """Returns (loss, metrics, grads) of the whole batch, the same for any number of microbatches.
+  """Returns (loss, metrics, grads) of the whole batch, the same for any number of microbatches (dropout aside).
 
   Denominators come first: the weights do not depend on parameters, so XLA drops the forward pass from
   the scan that adds them up, and each microbatch can be divided by the global denominator at once.
@@ -78,9 +78,9 @@ def make_step(loss_fn, tx, *, seed, microbatches, clip):
     loss, metrics, grads = accumulate(loss_fn, state.params, frozen, batch, rng, microbatches)
     norm = tree_norm(grads)
     if clip is not None:
-      # Smaller than 1 before the product, so that a large finite gradient is scaled, not overflowed.
-      factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30))
-      grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+      # Twice the root: clip / norm itself is subnormal for a norm of 1e38, and flushed to zero.
+      root = jnp.minimum(1.0, jnp.sqrt(clip) / jnp.sqrt(jnp.maximum(norm, 1e-30)))
+      grads = jax.tree.map(lambda g: g * root.astype(g.dtype) * root.astype(g.dtype), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     update_norm = tree_norm(updates)

@@ -21,6 +21,10 @@ from llmstack.errors import BadInput
 TEXTS = ['first\nline', 'zweites Dokument: ü 😀', 'third']
 
 
+def gz(data):
+  return gzip.compress(data, mtime=0)  # a time in a test's name would differ between workers
+
+
 def jsonl(texts):
   return ''.join(json.dumps({'id': i, 'text': t}) + '\n' for i, t in enumerate(texts)).encode()
 
@@ -68,12 +72,12 @@ def test_imports_are_light():
   [
     ('a.jsonl', jsonl(TEXTS)),
     ('a.jsonl', jsonl(TEXTS).rstrip()),
-    ('a.jsonl.gz', gzip.compress(jsonl(TEXTS))),
-    ('a.jsonl.gz', gzip.compress(jsonl(TEXTS[:1])) + gzip.compress(jsonl(TEXTS[1:]))),
+    ('a.jsonl.gz', gz(jsonl(TEXTS))),
+    ('a.jsonl.gz', gz(jsonl(TEXTS[:1])) + gz(jsonl(TEXTS[1:]))),
     ('a.jsonl.zst', zstd(jsonl(TEXTS))),
     ('a.jsonl.zst', zstd(jsonl(TEXTS[:2])) + zstd(jsonl(TEXTS[2:]))),
     ('a.txt', '<|x|>'.join(TEXTS).encode()),
-    ('a.txt.gz', gzip.compress(('<|x|>'.join(TEXTS) + '<|x|>').encode())),
+    ('a.txt.gz', gz(('<|x|>'.join(TEXTS) + '<|x|>').encode())),
     ('a.txt.zst', zstd('<|x|>'.join(TEXTS).encode())),
   ],
 )
@@ -111,8 +115,8 @@ def test_parquet_and_arrayrecord(tmp_path):
 GOOD = jsonl(TEXTS * 400)
 BAD = [
   ('empty.jsonl', b'', 'empty file', r'empty\.jsonl is empty'),
-  ('empty.txt.gz', gzip.compress(b''), 'empty file', r'empty\.txt\.gz is empty'),
-  ('cut.jsonl.gz', gzip.compress(GOOD)[:-9], 'truncated file', r'cut\.jsonl\.gz ends in the middle'),
+  ('empty.txt.gz', gz(b""), 'empty file', r'empty\.txt\.gz is empty'),
+  ('cut.jsonl.gz', gz(GOOD)[:-9], 'truncated file', r'cut\.jsonl\.gz ends in the middle'),
   ('cut.jsonl.zst', zstd(GOOD)[:-9], 'truncated file', r'cut\.jsonl\.zst ends in the middle'),
   ('not.jsonl.gz', b'plain text', 'corrupt file', r'not\.jsonl\.gz cannot be decompressed'),
   ('not.txt.zst', b'plain text', 'corrupt file', r'not\.txt\.zst cannot be decompressed'),

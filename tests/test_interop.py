@@ -17,15 +17,15 @@ D, F, L, N, K, V, S = 12, 20, 2, 3, 1, 17, 16
 H = D // N
 
 
-def write(path, *, tied=True, cut=0):
+def write(path, *, tied=True, cut=0, vocab=V):
   r = np.random.RandomState(0)
   shapes = dict(
-    embed=(V, D), rms1=(L, D), wq=(L, N * H, D), wk=(L, K * H, D), wv=(L, K * H, D), wo=(L, D, N * H), rms2=(L, D),
+    embed=(vocab, D), rms1=(L, D), wq=(L, N * H, D), wk=(L, K * H, D), wv=(L, K * H, D), wo=(L, D, N * H), rms2=(L, D),
     w1=(L, F, D), w2=(L, D, F), w3=(L, F, D), rms3=(D,), cos=(S, H // 2), sin=(S, H // 2),
-  ) | ({} if tied else dict(head=(V, D)))  # fmt: skip
+  ) | ({} if tied else dict(head=(vocab, D)))  # fmt: skip
   w = {k: (r.randn(*s) * 0.4).astype('<f4') for k, s in shapes.items()}
   data = b''.join(x.tobytes() for x in w.values())
-  header = np.array([D, F, L, N, K, V if tied else -V, S], '<i4').tobytes()
+  header = np.array([D, F, L, N, K, vocab if tied else -vocab, S], '<i4').tobytes()
   path.write_bytes((header + data)[: len(header + data) - cut])
   return {k: x.astype(np.float64) for k, x in w.items()}
 

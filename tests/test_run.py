@@ -129,6 +129,13 @@ def test_divergence_stops_with_the_batch_and_an_untouched_checkpoint(run, capsys
     (["optim.name = 'adam'", 'adamw, lion, muon, adafactor'], {'optim.name': 'adam'}),
     (['optim.warmup = 9', 'train.steps = 4'], {'optim.warmup': 9}),
     (['eval.new_tokens = 63', 'model.length = 64'], {'eval.new_tokens': 63}),
+    (['eval.rows = 0 must be at least 1'], {'eval.rows': 0}),
+    (['checkpoint.keep = 0 must be at least 1'], {'checkpoint.keep': 0}),
+    (['train.microbatches = 0 must be'], {'train.microbatches': 0}),
+    (['model.dropout = 1.0'], {'model.dropout': 1.0}),
+    (['is a URL'], {'data.folder': 'gs://bucket/rows'}),
+    (['ftpx://nowhere cannot be opened'], {'tokenizer.path': 'ftpx://nowhere'}),
+    (['Is a directory', 'give another path'], {'tokenizer.path': '.'}),
     (['vocab=4000 is too large'], {'tokenizer.vocab': 4000}),
     (['nowhere.model does not exist'], {'tokenizer.path': 'nowhere.model'}),
     (['no checkpoints in', 'nowhere'], {'checkpoint.init_from': 'nowhere'}),
@@ -144,7 +151,10 @@ def test_command_lines_that_miss_something_are_refused(run, capsys):
   """A missing flag prints absl's help, or starts anyway."""
   for argv, word in [
     (['--config', 'configs/pretrain.py:tiny'], 'two flags are needed'),
-    (['--config', 'configs/nothing.py', '--workdir', 'x'], 'configs/nothing.py does not exist'),
+    (['--config', 'configs/nothing.py', '--workdir', 'x'], 'configs/nothing.py is not a config file'),
+    (['--config', 'README.md', '--workdir', 'x'], 'README.md is not a config file'),
+    (['--config', 'configs/sizes.py', '--workdir', 'x'], 'has no get_config()'),
+    (['--config', 'configs/world.py', '--workdir', 'README.md'], 'README.md'),
     (['--config', 'configs/pretrain.py:huge', '--workdir', 'x'], "no size 'huge': choose tiny, world or books"),
     (['--config', 'configs/sample.py:tiny', '--workdir', 'x'], 'has no sizes'),
     (['--config', 'configs/sample.py', '--workdir', 'x', 'extra'], 'extra is not a flag'),
@@ -174,7 +184,7 @@ def test_a_bad_file_is_refused_with_its_place(run, name, content, words):
   run.refused('missing.txt', text=run.folder / 'missing.txt')
 
 
-def test_bad_lines_can_be_skipped_and_are_counted(run):
+def test_bad_lines_can_be_skipped_and_are_counted(run, capsys):
   """on_error=skip skips in silence."""
   path = run.folder / 'mixed.jsonl'
   path.write_text(''.join(json.dumps({'text': TEXT[:700]}) + '\n' for _ in range(9)) + '{"text": \n{"body": "b"}\n')
@@ -182,6 +192,7 @@ def test_bad_lines_can_be_skipped_and_are_counted(run):
   assert run(text=path, **settings, **{'data.sources.readme.holdout': 0.2}) == 0
   manifests = [json.loads(p.read_text()) for p in run.folder.glob('rows/readme-train-*/manifest.json')]
   assert [sum(m['skipped'].values()) for m in manifests] == [2]
+  assert 'skipped 1 x' in capsys.readouterr().err
 
 
 def test_another_model_data_or_tokenizer_is_not_resumed(again, trained, tmp_path):
@@ -206,6 +217,12 @@ def test_sampling_from_a_run(again, trained, capsys, monkeypatch):
   assert again(**sample, prompt='the cat', samples=2) == 0
   lines = capsys.readouterr().out.split('\n\n')
   assert lines[0] == lines[1] and lines[0].startswith('the cat')
+  assert again(config='configs/sample.py') == 0  # with its own defaults, on a short model
+  assert len(capsys.readouterr().out) > 60
+  said = lines[0].removeprefix('the cat')
+  stop = said[3:6]
+  assert again(**sample, prompt='the cat', stop=repr((stop,))) == 0
+  assert capsys.readouterr().out == 'the cat' + said[: said.index(stop)] + '\n'
   again.refused('prompt 0 has', 'tokens and the cache has room for 56', **sample, prompt='the dog ' * 40)
   again.refused('there are no checkpoints', **sample, workdir='nowhere')
   again.refused('has no checkpoint 3: it has [2, 4]', **sample, step=3)
@@ -217,3 +234,23 @@ def test_sampling_from_a_run(again, trained, capsys, monkeypatch):
   assert again(**sample, interactive=True) == 0
   out, err = capsys.readouterr()
   assert 'error: prompt 0 has' in err and out == lines[0].removeprefix('the cat') + '\n'
+
+
+def test_a_converted_checkpoint_starts_a_run_and_is_not_resumed(again, trained, tmp_path):
+  """init_from trips over a checkpoint without data position, or resume_from counts its steps."""
+  import test_interop
+
+  from llmstack.data.tokenizer import Tokenizer
+
+  proto = tokenizer.train([TEXT], kind='bpe', vocab=280)
+  (trained / 'c.model').write_bytes(proto)
+  vocab = Tokenizer(proto).vocab
+  test_interop.write(trained / 'c.bin', vocab=vocab)
+  files = dict(weights=trained / 'c.bin', tokenizer=trained / 'c.model')
+  assert again('converted', config='configs/convert.py', **files) == 0
+  again.refused('already holds checkpoint 0', workdir='converted', config='configs/convert.py', **files)
+  shape = dict(width=12, ff=20, layers=2, heads=3, kv_heads=1, head_width=4, tied=True)
+  settings = {f'model.{k}': v for k, v in shape.items()} | {'train.steps': 2}
+  assert again('tuned', **settings, **{'checkpoint.init_from': trained / 'converted'}) == 0
+  assert metrics.read(trained / 'tuned')[-1]['step'] == 2
+  again.refused('holds parameters only', workdir='t2', **settings, **{'checkpoint.resume_from': trained / 'converted'})

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import batch, close, model, weights
+from helpers import batch, close, model, replace, weights
 
 from llmstack import optim, sharding, state
 from llmstack.checkpoint import digest
@@ -71,6 +71,23 @@ def test_every_mesh_gives_the_same_update(mesh, reference):
   assert wq.addressable_shards[0].data.size * mesh.shape['fsdp'] * mesh.shape['tensor'] == wq.size
 
 
+@pytest.mark.parametrize('name', ['gpt2_tiny', 'gemma_tiny'])
+def test_the_way_large_models_run_gives_the_same_update(name):
+  """Scan, remat, chunked loss and microbatches together on data x fsdp x tensor, as the sizes for TPUs do."""
+  cfg = model(name, **({'heads': 4, 'kv_heads': 2} if name == 'gemma_tiny' else {}))
+  plain = make_step(lm_loss(cfg, z_loss=1e-3, chunk=None), SGD, seed=0, microbatches=1, clip=None)
+  large = lm_loss(replace(cfg, scan=True, remat='dots'), z_loss=1e-3, chunk=8)
+  large = make_step(large, SGD, seed=0, microbatches=2, clip=None)
+  st = state.create(weights(cfg), SGD)
+  want, wanted = jax.jit(plain)(st, None, batch(8, 16))
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  with jax.set_mesh(mesh):
+    shardings = jax.tree.map(lambda x: x.sharding, state.shapes_of(lambda: st.params, SGD, mesh))
+    new, measured = jax.jit(large)(jax.device_put(st, shardings), None, sharding.place(batch(8, 16), mesh))
+  np.testing.assert_allclose(measured['loss'], wanted['loss'], rtol=2e-6)
+  close(new.params, want.params, 1e-5)
+
+
 @pytest.mark.filterwarnings('ignore:.*pmap.*:DeprecationWarning')
 def test_data_parallel_pmap_gives_the_same_update(reference):
   """The mesh step means something else than classic data parallelism: sum everywhere, divide once, update."""
@@ -100,7 +117,7 @@ def test_the_norm_does_not_overflow():
   assert jnp.isnan(tree_norm({'a': jnp.array([1.0, jnp.nan])}))
 
 
-@pytest.mark.parametrize('scale', [1.0, 1e30])
+@pytest.mark.parametrize('scale', [1.0, 1e30, 1e37])
 def test_clipping_scales_a_huge_finite_gradient(scale):
   """optax.clip_by_global_norm returns zeros for it, and training stands still without a word."""
   loss = lambda p, f, b, r: ({'x': scale * jnp.sum(p['w'] * b)}, {'x': jnp.ones(())}, {})  # noqa: E731
@@ -163,7 +180,7 @@ def test_optimisers_train_and_decay_matmul_weights_only(name):
     jax.tree.map(lambda a, b: float(jnp.linalg.norm(a) / jnp.maximum(jnp.linalg.norm(b), 1e-9)), moved, params)
   ):
     leaf = path[-1].key
-    assert (ratio_ < 1 - 1e-4) if leaf == 'w' else (ratio_ in (0, 1)), path
+    assert abs(ratio_ - (1 - 0.01 * 0.1)) < 1e-5 if leaf == 'w' else ratio_ in (0, 1), path
   loss = lm_loss(cfg, z_loss=0.0, chunk=None)
   step = jax.jit(make_step(loss, tx, seed=0, microbatches=1, clip=1.0))
   st, losses = state.create(params, tx), []

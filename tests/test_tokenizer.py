@@ -213,3 +213,11 @@ def test_real_models(name):
   if name.endswith('tok512.model'):
     assert model.encode('Once upon a time').tolist() == [403, 407, 261, 378]
     assert (model.bos, model.eos, model.pad) == (1, 2, 2)  # it has no pad
+
+
+def test_ids_past_the_vocabulary_decode_to_nothing():
+  """A model whose vocabulary was rounded up draws a spare id, and SentencePiece raises in the middle of an answer."""
+  made = Tokenizer(train(['a small text, quite small'] * 9, kind='bpe', vocab=280))
+  ids = made.encode('small').tolist()
+  assert made.decode([ids[0], made.vocab, *ids[1:], made.vocab + 9]) == 'small'
+  assert made.stream().feed([made.vocab, *ids, made.vocab]) == 'small'

@@ -14,7 +14,6 @@ import logging
 import os
 import tempfile
 
-import fsspec
 import numpy as np
 
 from llmstack.data import sources
@@ -195,7 +194,9 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
     spill = os.path.join(scratch, 'spill')
     counts = _spill(rows, spill, vocab)
     if not counts['targets']:
-      raise BadInput(f'no token is left to pack into {folder}: check the source, field and holdout')
+      raise BadInput(
+        f'no token is left to pack into {folder}: check the source and its field, or set another holdout or holdout_by'
+      )
     partial = os.path.join(scratch, 'rows')
     os.mkdir(partial)
     dtype = row_dtype(counts['length'], vocab)
@@ -302,7 +303,7 @@ def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
 
 def read_manifest(folder):
   """Returns the manifest of a packed folder, None where there is none."""
-  fs, root = fsspec.core.url_to_fs(folder)
+  fs, root = sources.filesystem(folder)
   if not fs.exists(f'{root}/manifest.json'):
     return None
   with fs.open(f'{root}/manifest.json', 'rb') as file:

@@ -7,11 +7,10 @@ functions in O(1), so that resume is a seek and any number of processes sees the
 
 import math
 
-import fsspec
 import numpy as np
 
 from llmstack.data import batch as batches
-from llmstack.data import packing
+from llmstack.data import packing, sources
 from llmstack.errors import BadInput
 
 FORMAT = 1  # of positions: bump it when the order of the stream changes
@@ -36,7 +35,7 @@ class Rows:
       raise BadInput(f'{folder}/manifest.json was changed after packing: pack the folder again')
     if self.manifest['format'] != packing.FORMAT:
       raise BadInput(f'{folder} is format {self.manifest["format"]}, not {packing.FORMAT}: repack it')
-    fs, root = fsspec.core.url_to_fs(folder)
+    fs, root = sources.filesystem(folder)
     for file in self.manifest['files']:
       path = f'{root}/{file["name"]}'
       size = fs.size(path) if fs.exists(path) else None

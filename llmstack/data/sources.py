@@ -63,6 +63,14 @@ class _Bad(BadInput):
     self.kind = kind
 
 
+def filesystem(url):
+  """Returns (fsspec filesystem, path). Raises: BadInput where the package for that kind of URL is missing."""
+  try:
+    return fsspec.core.url_to_fs(url)
+  except (ImportError, ValueError) as error:
+    raise BadInput(f'{url} cannot be opened: {error}; for gs:// install llmstack[gcs]') from None
+
+
 def paths(source):
   """Returns [path], every file the patterns match, sorted by basename.
 
@@ -71,7 +79,7 @@ def paths(source):
   """
   found = {}
   for pattern in source.files:
-    fs, root = fsspec.core.url_to_fs(pattern)
+    fs, root = filesystem(pattern)
     matches = [path for path in fs.glob(root) if fs.isfile(path)]
     if not matches:
       raise BadInput(f'{pattern} matches no file: correct source.files')

@@ -11,9 +11,9 @@ import io
 import itertools
 import re
 
-import fsspec
 import numpy as np
 
+from llmstack.data import sources
 from llmstack.errors import BadInput
 
 CHAT_TOKENS = ('<|system|>', '<|user|>', '<|assistant|>', '<|tool|>', '<|end|>')
@@ -137,7 +137,8 @@ class Tokenizer:
     name = 'the tokenizer proto' if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes):
       try:
-        with fsspec.open(str(source), 'rb') as file:
+        fs, path = sources.filesystem(str(source))
+        with fs.open(path, 'rb') as file:
           source = file.read()
       except FileNotFoundError:
         raise BadInput(f'{name} does not exist: give the path of a SentencePiece .model file') from None
@@ -157,7 +158,7 @@ class Tokenizer:
 
   def unfinished(self, ids):
     """Returns bool: the ids end in bytes that begin a UTF-8 character and do not finish it."""
-    tail = list(itertools.takewhile(self._model.is_byte, reversed(ids)))[::-1]
+    tail = list(itertools.takewhile(lambda i: i < self.vocab and self._model.is_byte(i), reversed(ids)))[::-1]
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
     decoder.decode(bytes(int(self._model.id_to_piece(i)[1:-1], 16) for i in tail))
     return decoder.getstate()[0] != b''
@@ -166,13 +167,20 @@ class Tokenizer:
     """Returns int32[n] ids, without BOS and EOS."""
     return np.array(self._model.encode(text), np.int32)
 
+  def prompt(self, text):
+    """Returns a list of ids to generate from: BOS, where the model has one, and the text."""
+    return ([] if self.bos is None else [self.bos]) + self._model.encode(text)
+
   def encode_batch(self, texts):
     """Returns [int32[n]], one per text, on all cores."""
     return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
 
   def decode(self, ids):
-    """Returns str; control tokens (BOS, EOS, padding) give nothing, bad UTF-8 bytes U+FFFD."""
-    return self._model.decode(np.asarray(ids, np.int64).tolist())
+    """Returns str; control tokens (BOS, EOS, padding) give nothing, bad UTF-8 bytes U+FFFD.
+
+    So do ids past `vocab`: a model's vocabulary may be rounded up beyond the tokenizer's.
+    """
+    return self._model.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self.vocab])
 
   def stream(self):
     """Returns a Stream, which decodes ids as they come."""

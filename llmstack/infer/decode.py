@@ -24,8 +24,8 @@ class State(NamedTuple):
   cache: Any  # model.cache
   logits: jax.Array  # float32[B,V]
   positions: jax.Array  # int32[B], position that the next token will take
-  tail: jax.Array  # int32[B,W], the last W sampled tokens, -1 before there were any: for stop sequences
-  done: jax.Array  # bool[B], an EOS or stop sequence was sampled, or the budget is spent
+  tail: jax.Array  # int32[B,w], the last w sampled tokens, -1 before there were any: for stop sequences
+  done: jax.Array  # bool[B], an EOS or stop sequence was sampled
 
 
 class Completion(NamedTuple):
@@ -58,7 +58,7 @@ def decode_one(cfg, params, state, keys, sampling, stops):
 
   keys: key[B], the row's own; the draw is keyed by fold_in(key, position), so that it does not depend
     on the batch, the padding, or how many tokens are decoded at a time.
-  stops: int32[K,W] sequences that end a row, left-padded with -1; EOS is one of length 1.
+  stops: int32[n,w] sequences that end a row, left-padded with -1; EOS is one of length 1.
   """
   token, logp, sampling_logp = sample(state.logits, jax.vmap(jax.random.fold_in)(keys, state.positions), sampling)
   live = ~state.done
@@ -78,7 +78,7 @@ def generate(cfg, params, tokens, lengths, keys, sampling, stops, *, new_tokens,
   """Returns a Completion of at most `new_tokens` tokens per row; stops as soon as every row is done.
 
   tokens: int32[B,T] right-padded prompts; lengths: int32[B]; keys: key[B]; sampling: Sampling;
-  stops: int32[K,W] as in decode_one (`stop_table`).
+  stops: int32[n,w] as in decode_one (`stop_table`).
   """
   B, T = tokens.shape
   state = prefill(cfg, params, tokens, lengths, allocate(cfg, B, T + new_tokens), stop_width=stops.shape[1])
@@ -99,7 +99,7 @@ def generate(cfg, params, tokens, lengths, keys, sampling, stops, *, new_tokens,
 
 
 def stop_table(sequences):
-  """Returns int32[K,W]: token sequences left-padded with -1; an impossible one where there are none."""
+  """Returns int32[n,w]: token sequences left-padded with -1; an impossible one where there are none."""
   sequences = [list(s) for s in sequences] or [[2**30]]  # no token has this id
   width = max(map(len, sequences))
   if not min(map(len, sequences)):

@@ -53,6 +53,11 @@ class ModelConfig:
       raise BadInput(f'model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}')
     if self.positions == 'rope' and self.head_width % 2:
       raise BadInput(f'model.head_width = {self.head_width} must be even under RoPE')
+    if not 0 <= self.dropout < 1:
+      raise BadInput(f'model.dropout = {self.dropout} must be at least 0 and below 1')
+    for name in ('attn_softcap', 'logit_softcap'):
+      if getattr(self, name) is not None and getattr(self, name) <= 0:
+        raise BadInput(f'model.{name} = {getattr(self, name)} must be positive, or None for none')
     if min(self.windows, default=0) < 0:
       raise BadInput(f'model.windows = {self.windows}: a window is a number of tokens, 0 for all')
 
@@ -69,6 +74,11 @@ class ModelConfig:
       V=self.vocab, L=self.layers, D=self.width, N=self.heads, K=self.kv_heads, H=self.head_width,
       F=self.ff, S=self.length,
     )  # fmt: skip
+
+
+def describe(cfg):
+  """Returns the config as plain JSON values; ModelConfig(**describe(cfg)) == cfg."""
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items()}
 
 
 def parameters(cfg):

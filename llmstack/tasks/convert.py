@@ -1,6 +1,5 @@
 """Another program's weights as a llmstack checkpoint at step 0, parameters only."""
 
-import base64
 import os
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from llmstack.data.tokenizer import Tokenizer
 from llmstack.errors import BadInput
 from llmstack.interop import llama2c
 from llmstack.model import parameters
-from llmstack.tasks.pretrain import describe
+from llmstack.tasks import start
 
 
 class Parameters(NamedTuple):
@@ -20,21 +19,18 @@ class Parameters(NamedTuple):
 
 def run(config, workdir):
   for key in ('weights', 'tokenizer'):
-    if not os.path.exists(config[key]):
-      raise BadInput(f'{key} = {config[key]!r} does not exist: give the file with --config.{key}=PATH')
+    if not os.path.isfile(config[key]):
+      raise BadInput(f'{key} = {config[key]!r} is not a file: give one with --config.{key}=PATH')
   cfg, params = llama2c.load(config.weights)
   tokenizer = Tokenizer(config.tokenizer)
   if tokenizer.vocab != cfg.vocab:
     raise BadInput(
       f'{config.tokenizer} has {tokenizer.vocab} entries and {config.weights} {cfg.vocab}: they do not belong together'
     )
-  saved = Checkpoints(os.path.join(workdir, 'checkpoints'), create=True)
+  saved = Checkpoints.of(start.local(workdir, 'workdir'), create=True)
   if saved.latest() is not None:
     raise BadInput(f'{workdir} already holds checkpoint {saved.latest()}: choose an empty workdir')
-  meta = {
-    'model': describe(cfg), 'config': config.to_dict(), 'data': None,
-    'tokenizer': base64.b64encode(tokenizer.proto).decode(),
-  }  # fmt: skip
+  meta = start.record(cfg, config, tokenizer) | {'data': None}
   saved.save(0, Parameters(jax.tree.map(jax.numpy.asarray, params)), meta)
   saved.close()
   print(f'{parameters(cfg)[0]} parameters written to {workdir}/checkpoints/0')

@@ -10,6 +10,7 @@ from llmstack import metrics, sharding
 from llmstack.data import world
 from llmstack.errors import BadInput
 from llmstack.model import parameters
+from llmstack.tasks import start
 from llmstack.tasks.sample import complete, load
 
 
@@ -27,6 +28,15 @@ def run(config, workdir):
     raise BadInput(f'{config.world} holds no world: make one with --config configs/world.py --workdir {config.world}')
   with open(manifest) as f:
     facts = world.facts(json.load(f)['seed'])
+  start.at_least(config, 1, 'batch', 'answer_tokens')
+  start.at_least(config, 3, 'quizzes')
+  fewest = min(world.variants(a, 'cloze') for a in world.ATTRIBUTES)
+  if not 0 <= config.wording < fewest or config.quizzes > len(facts):
+    raise BadInput(f'wording = {config.wording} and quizzes = {config.quizzes}: use below {fewest}, up to {len(facts)}')
+  rows = metrics.read(workdir)
+  train = [r for r in rows if r['kind'] == 'train']
+  if not train:
+    raise BadInput(f'{workdir} was not trained here, it has no metrics.jsonl: give the workdir of a training run')
   mesh = sharding.make_mesh(**config.mesh)
   cfg, params, tokenizer, step = load(workdir, None, mesh)
 
@@ -56,8 +66,6 @@ def run(config, workdir):
   lines = [text.split('\n')[0] for text in answers(pages, 2 * config.answer_tokens)]
   table['question after questions'] = sum('?' in line for line in lines), len(lines)
 
-  rows = metrics.read(workdir)
-  train = [r for r in rows if r['kind'] == 'train']
   for r in [r for r in rows if r['kind'] == 'sample' and r['step'] == step]:
     print(f'  {r["prompt"]}\033[2m{r["text"]}\033[0m\n' if os.isatty(1) else f'  {r["prompt"]} |{r["text"]}\n')
   print(f'{"measured at step " + str(step):32}{"value":>12}   95 % interval')
@@ -73,4 +81,4 @@ def run(config, workdir):
     print(f'{name:32}{hits / n:>12.1%}   {low:.1%} to {high:.1%} of {n}')
   with open(os.path.join(workdir, 'recall.json'), 'w') as f:
     json.dump({'step': step, **{k: {'right': h, 'of': n} for k, (h, n) in table.items()}}, f, indent=2)
-  print(f'\ncurves: {metrics.plot(workdir)}')
+  print(f'\n{metrics.plot(workdir)}')

@@ -1,0 +1,210 @@
+"""What every training task does before its first step, in this order: settings, tokenizer, rows, model, state."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+
+import jax
+
+from llmstack import sharding, state
+from llmstack.checkpoint import Checkpoints, differences
+from llmstack.data import packing, pipeline, sources
+from llmstack.data.tokenizer import Tokenizer, train
+from llmstack.errors import BadInput
+from llmstack.model import ModelConfig, describe
+
+TOKENIZER_CHARACTERS = 16_000_000  # of each source: enough for a vocabulary, and seconds to train on
+
+# How the same parameters are run may change between a save and a restore; what they are may not.
+EXECUTION = ('scan', 'remat', 'dtype', 'dropout', 'init_std')
+
+
+def say(line):
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr, flush=True)
+
+
+def at_least(config, least, *keys):
+  """Returns nothing; raises BadInput where one of the dotted keys is below `least`. None is let through."""
+  for key in keys:
+    value = config
+    for part in key.split('.'):
+      value = value[part]
+    if value is not None and value < least:
+      raise BadInput(f'{key} = {value} must be at least {least}')
+
+
+def local(path, what):
+  """Returns path; raises BadInput for a URL, which only sources of text may be today."""
+  if '://' in path:
+    raise BadInput(f'{what} = {path} is a URL: only data.sources may be remote yet, give a local or mounted folder')
+  return path
+
+
+def data_sources(config):
+  """Returns {name: Source}."""
+  at_least(config, 1, 'data.batch', 'data.length', 'tokenizer.vocab')
+  out = {}
+  for name, c in config.data.sources.items():
+    out[name] = sources.Source(
+      files=c.files if isinstance(c.files, str) else tuple(c.files), field=c.field, split_on=c.split_on,
+      holdout=c.holdout, holdout_by=c.holdout_by, on_error=config.data.on_error,
+    )  # fmt: skip
+  return out
+
+
+def packed(source):
+  """Returns whether the source is one packed folder rather than text."""
+  return len(source.files) == 1 and packing.read_manifest(source.files[0]) is not None
+
+
+def tokenizer_for(config, srcs):
+  """Returns the Tokenizer at tokenizer.path, or one trained on the sources' training text, kept in data.folder."""
+  c = config.tokenizer
+  if c.path is not None:
+    return Tokenizer(c.path)
+  for name, source in srcs.items():
+    if packed(source):
+      raise BadInput(f'source {name} is a packed folder: set tokenizer.path to the tokenizer it was packed with')
+  reading = {name: dataclasses.asdict(s) | {'files': sources.fingerprint(s)} for name, s in srcs.items()}
+  key = json.dumps([reading, c.kind, c.vocab, TOKENIZER_CHARACTERS], sort_keys=True).encode()
+  path = os.path.join(config.data.folder, f'tokenizer-{hashlib.blake2b(key, digest_size=6).hexdigest()}.model')
+  if not os.path.exists(path):
+    say(f'training a {c.kind} tokenizer of {c.vocab} entries')
+    proto = train(_training_text(srcs), kind=c.kind, vocab=c.vocab)
+    os.makedirs(config.data.folder, exist_ok=True)
+    with open(f'{path}.{os.getpid()}', 'wb') as f:
+      f.write(proto)
+    os.replace(f'{path}.{os.getpid()}', path)
+  return Tokenizer(path)
+
+
+def _training_text(srcs):
+  for source in srcs.values():
+    left = TOKENIZER_CHARACTERS
+    for document in sources.documents(source):
+      text = sources.part(document.text, source, 'train')[:left]
+      yield text
+      left -= len(text)
+      if left <= 0:
+        break
+
+
+def open_rows(config, srcs, tokenizer, split):
+  """Returns {name: Rows} of that split, packing what is not packed yet.
+
+  A source without holdout, or one that came packed, has no 'eval'.
+  """
+  out = {}
+  for name, source in srcs.items():
+    if split == 'eval' and (not source.holdout or packed(source)):
+      continue
+    folder = packing.prepare(
+      name, source, tokenizer, length=config.data.length + 1, method=config.data.packing, seed=config.seed,
+      folder=config.data.folder, split=split,
+    )  # fmt: skip
+    out[name] = pipeline.Rows(folder)
+    m = out[name].manifest
+    skipped = ''.join(f', skipped {n} x {kind}' for kind, n in m['skipped'].items())
+    say(f'{name} ({split}): {m["rows"]:,} rows, {m["tokens"]:,} tokens, {m["fill"]:.1%} of positions used{skipped}')
+  return out
+
+
+def model_config(config, tokenizer):
+  """Returns the ModelConfig; `vocab` None takes the tokenizer's size. Raises: BadInput where sizes do not fit."""
+  c = config.model.to_dict()
+  if c['vocab'] is None:
+    c['vocab'] = tokenizer.vocab
+  if c['vocab'] < tokenizer.vocab:
+    raise BadInput(f'model.vocab = {c["vocab"]} is smaller than the tokenizer, which has {tokenizer.vocab} entries')
+  if config.data.length > c['length']:
+    raise BadInput(f'data.length = {config.data.length} is longer than model.length = {c["length"]}')
+  return ModelConfig(**c)
+
+
+def record(cfg, config, tokenizer):
+  """Returns what every checkpoint of a run holds besides its state and data position; JSON."""
+  proto = base64.b64encode(tokenizer.proto).decode()
+  return {'model': describe(cfg), 'config': config.to_dict(), 'tokenizer': proto}
+
+
+def saved_tokenizer(meta):
+  return Tokenizer(base64.b64decode(meta['tokenizer']))
+
+
+class Origin:
+  """Where parameters come from. First match wins: own workdir, resume_from, init_from, scratch.
+
+  kind: 'own' | 'resume_from' (state and data position), 'init_from' (parameters only), 'scratch'.
+  step, meta: of the checkpoint; 0 and None for scratch.
+  """
+
+  def __init__(self, config, own):
+    self.kind, self._from = 'scratch', None
+    if own.latest() is not None:
+      self.kind, self._from = 'own', own
+    elif config.checkpoint.resume_from:
+      self.kind, self._from = 'resume_from', Checkpoints.of(config.checkpoint.resume_from)
+    elif config.checkpoint.init_from:
+      self.kind, self._from = 'init_from', Checkpoints.of(config.checkpoint.init_from)
+    self.resumes = self.kind in ('own', 'resume_from')
+    self.step, self.meta = self._from.meta() if self._from else (0, None)
+    self.where = f'checkpoint {self._from.folder}/{self.step}' if self._from else ''
+    if self.resumes and self.meta['data'] is None:
+      raise BadInput(f'{self.where} holds parameters only: give its workdir as checkpoint.init_from')
+
+  def tokenizer(self, config, srcs):
+    """Returns the checkpoint's tokenizer, or the config's from scratch. Raises: BadInput where they differ."""
+    if self.meta is None:
+      return tokenizer_for(config, srcs)
+    saved = saved_tokenizer(self.meta)
+    if config.tokenizer.path is not None:
+      given = Tokenizer(config.tokenizer.path)
+      if saved.fingerprint != given.fingerprint:
+        raise BadInput(
+          f'{self.where} was trained with tokenizer {saved.fingerprint} of {saved.vocab} entries and tokenizer.path is '
+          f'{given.fingerprint} of {given.vocab}: leave tokenizer.path out to use the one in the checkpoint'
+        )
+    elif self.resumes:
+      was = self.meta['config']['tokenizer']
+      if was['path'] is None and (lines := differences(was, config.tokenizer.to_dict(), 'tokenizer.')):
+        raise BadInput('\n'.join([f'{self.where} has another tokenizer (checkpoint -> config):', *lines]))
+    return saved
+
+  def check_model(self, cfg):
+    """Returns nothing; raises BadInput that prints every difference of the two models."""
+    if self.meta is None:
+      return
+    loose = EXECUTION
+    if self.kind == 'init_from' and cfg.positions == 'rope':
+      loose += ('length', 'windows')  # no parameter depends on them
+    lines = differences(self.meta['model'], describe(cfg), 'model.')
+    if hard := [line for line in lines if line.split(':')[0].split('.')[-1] not in loose]:
+      raise BadInput('\n'.join([f'{self.where} holds another model (checkpoint -> config):', *hard]))
+    if lines:
+      say('\n'.join(['the same parameters, run in another way (checkpoint -> config):', *lines]))
+
+  def state(self, init_params, tx, mesh):
+    """Returns the TrainState on the mesh."""
+    target = state.shapes_of(init_params, tx, mesh)
+    if self.resumes:
+      say(f'continuing from step {self.step} of {self._from.folder}')
+      return self._from.restore(target, self.step)[0]
+    if self.kind == 'init_from':
+      say(f'parameters from step {self.step} of {self._from.folder}')
+      return state.around(self._from.restore({'params': target.params}, self.step)[0]['params'], tx, mesh)
+    return state.init_sharded(init_params, tx, mesh)
+
+
+def check_layout(config, init_params, mesh):
+  """Returns nothing; raises BadInput where batch, length or a parameter does not divide over the mesh."""
+  at_least(config, 1, 'train.microbatches', 'train.loss_chunk')
+  batch, parts, chunk = config.data.batch, config.train.microbatches, config.train.loss_chunk
+  if batch % parts:
+    raise BadInput(f'data.batch = {batch} is not divisible by train.microbatches = {parts}')
+  if chunk is not None and config.data.length % chunk:
+    raise BadInput(f'train.loss_chunk = {chunk} does not divide data.length = {config.data.length}')
+  sharding.check_divisible(jax.eval_shape(init_params), mesh, B=batch // parts, T=config.data.length)
