@@ -40,12 +40,7 @@ def get_config(size='tiny'):
 
   c.model.length = 512 if size == 'books' else c.model.length
 
-  c.mesh = ConfigDict()
-  c.mesh.data = config_dict.placeholder(int)  # None takes the devices that are left
-  c.mesh.fsdp = 1
-  c.mesh.tensor = 1
-  c.mesh.context = 1
-  c.mesh.expert = 1
+  c.mesh = sizes.mesh()
 
   c.tokenizer = ConfigDict()
   c.tokenizer.path = config_dict.placeholder(str)  # a SentencePiece .model; None trains one

@@ -6,7 +6,9 @@ Facts are `qa` (told in sentences and in questions with answers), `statement` (n
 `unseen` (never told: whatever is right here was guessed).
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from configs import sizes
 
 
 def get_config():
@@ -17,10 +19,5 @@ def get_config():
   c.answer_tokens = 16
   c.quizzes = 90  # questions, shown three to a page
   c.batch = 128  # prompts decoded together
-  c.mesh = ConfigDict()
-  c.mesh.data = config_dict.placeholder(int)  # None takes the devices that are left
-  c.mesh.fsdp = 1
-  c.mesh.tensor = 1
-  c.mesh.context = 1
-  c.mesh.expert = 1
+  c.mesh = sizes.mesh()
   return c

@@ -6,6 +6,8 @@ llmstack --config configs/sample.py --workdir runs/world --config.interactive=Tr
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import sizes
+
 
 def get_config():
   c = ConfigDict()
@@ -21,10 +23,5 @@ def get_config():
   c.top_p = 1.0
   c.min_p = 0.0
   c.stop = ()  # strings that end a completion, besides EOS
-  c.mesh = ConfigDict()
-  c.mesh.data = config_dict.placeholder(int)  # None takes the devices that are left
-  c.mesh.fsdp = 1
-  c.mesh.tensor = 1
-  c.mesh.context = 1
-  c.mesh.expert = 1
+  c.mesh = sizes.mesh()
   return c

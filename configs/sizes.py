@@ -1,4 +1,4 @@
-"""Shapes of models, in one table. Everything else about an experiment stands in its own file."""
+"""Shapes of models, in one table, and of a mesh. Everything else about an experiment stands in its own file."""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -65,3 +65,14 @@ def model(name):
   if name not in MODELS:
     raise BadInput(f'configs/sizes.py knows no model {name!r}: choose one of {", ".join(MODELS)}')
   return _model(**MODELS[name])
+
+
+def mesh():
+  """Returns a mesh that gives all devices to the batch."""
+  c = ConfigDict()
+  c.data = config_dict.placeholder(int)  # None takes the devices that are left
+  c.fsdp = 1  # also splits parameters and optimiser
+  c.tensor = 1  # splits heads, feed-forward and vocabulary
+  c.context = 1  # splits positions
+  c.expert = 1
+  return c

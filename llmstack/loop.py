@@ -12,13 +12,14 @@ from llmstack.metrics import clock
 
 def fit(
   state, step, batches, *, steps, metrics, checkpoints, meta, evaluate, log_every, eval_every, save_every,
-  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, crc,
+  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, crc, rate,
 ):  # fmt: skip
   """Returns the state after `steps` steps.
 
   step: (state, batch) -> (state, measurements), jitted. batches: iterator of host batches from state.step on.
   evaluate: (step, state) -> None, called every `eval_every` steps and at the end; it logs by itself.
   meta: step -> JSON for the checkpoint. place: host batch -> device batch. crc: host batch -> int.
+  rate: updates done -> learning rate of the next one, for the log.
   bad_steps: non-finite updates in a row after which the run stops. The arguments are otherwise numbers.
 
   The device never waits for the host's arithmetic: measurements are read one step late. `input_share` is the
@@ -48,6 +49,7 @@ def fit(
     rate = window['steps'] * tokens_per_step / seconds
     values |= {
       'crc': f'{crc(batch):08x}',
+      'lr': float(rate(k - 1 - values['skipped'])),
       'tokens_per_step': tokens_per_step,
       'tokens_per_s': rate,
       'input_share': window['wait'] / seconds,

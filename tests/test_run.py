@@ -73,7 +73,18 @@ def test_a_run_learns_and_says_so(run):
   train = [r for r in rows if r['kind'] == 'train']
   assert [r['step'] for r in train] == [1, *range(5, 101, 5)]
   assert train[-1]['nll'] < 0.2 < 4 < train[0]['nll']
-  wanted = {'loss', 'nll', 'accuracy', 'grad_norm', 'param_norm', 'update_norm', 'tokens_per_s', 'input_share', 'mfu'}
+  wanted = {
+    'lr',
+    'loss',
+    'nll',
+    'accuracy',
+    'grad_norm',
+    'param_norm',
+    'update_norm',
+    'tokens_per_s',
+    'input_share',
+    'mfu',
+  }
   assert wanted <= set(train[-1]) and 0 <= train[-1]['input_share'] < 1 and 'first_step_s' in train[0]
   [held_out] = [r for r in rows if r['kind'] == 'eval']
   [sample] = [r for r in rows if r['kind'] == 'sample']

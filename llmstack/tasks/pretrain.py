@@ -128,7 +128,7 @@ def run(config, workdir):
         log_every=config.train.log_every, eval_every=config.eval.every, save_every=config.checkpoint.every,
         tokens_per_step=config.data.batch * config.data.length,
         flops_per_token=train_flops_per_token(cfg, config.data.length), peak_flops=peak,
-        bad_steps=config.train.bad_steps, workdir=workdir, place=place, crc=batches.crc,
+        bad_steps=config.train.bad_steps, workdir=workdir, place=place, crc=batches.crc, rate=rate,
       )  # fmt: skip
     finally:
       log.close()
