@@ -46,25 +46,25 @@ def fit(
       return
     now = time.perf_counter()
     seconds = now - window['start']
-    rate = window['steps'] * tokens_per_step / seconds
+    speed = window['steps'] * tokens_per_step / seconds
     values |= {
       'crc': f'{crc(batch):08x}',
       'lr': float(rate(k - 1 - values['skipped'])),
       'tokens_per_step': tokens_per_step,
-      'tokens_per_s': rate,
+      'tokens_per_s': speed,
       'input_share': window['wait'] / seconds,
     }
     if peak_flops:
-      values['mfu'] = rate * flops_per_token / peak_flops
+      values['mfu'] = speed * flops_per_token / peak_flops
     if k == first + 1:
       values['first_step_s'] = now - begun
     metrics.log(k, 'train', **values)
     window.update(start=now, wait=0.0, steps=0)
-    left = (steps - k) * tokens_per_step / rate
+    left = (steps - k) * tokens_per_step / speed
     mfu = f'mfu {values["mfu"]:4.0%}  ' if 'mfu' in values else ''
     skipped = f'skipped {values["skipped"]}  ' if values['skipped'] else ''
     metrics.progress(
-      f'step {k:>6}/{steps}  loss {values["loss"]:.4f}  {rate / 1e3:7.1f}k tok/s  {mfu}'
+      f'step {k:>6}/{steps}  loss {values["loss"]:.4f}  {speed / 1e3:7.1f}k tok/s  {mfu}'
       f'input {values["input_share"]:3.0%}  {skipped}eta {clock(left)}',
       end=k == steps,
     )

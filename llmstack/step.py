@@ -66,7 +66,7 @@ def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
 def make_step(loss_fn, tx, *, seed, microbatches, clip):
   """Returns step(state, frozen, batch) -> (state, measurements); jit it with `state` donated.
 
-  tx: optax transformation without clipping. clip: largest global gradient norm, None for none.
+  tx: optax transformation without clipping. clip: largest global gradient norm, inf for none.
   measurements: float32[] each: loss, the metrics divided, grad_norm, param_norm, update_norm, skipped, streak.
   A non-finite loss or gradient norm leaves parameters and optimiser as they were and is counted;
   optax.apply_if_finite would apply it in the end, and optax.clip_by_global_norm turns an infinite
@@ -77,10 +77,9 @@ def make_step(loss_fn, tx, *, seed, microbatches, clip):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     loss, metrics, grads = accumulate(loss_fn, state.params, frozen, batch, rng, microbatches)
     norm = tree_norm(grads)
-    if clip is not None:
-      # Twice the root: clip / norm itself is subnormal for a norm of 1e38, and flushed to zero.
-      root = jnp.minimum(1.0, jnp.sqrt(clip) / jnp.sqrt(jnp.maximum(norm, 1e-30)))
-      grads = jax.tree.map(lambda g: g * root.astype(g.dtype) * root.astype(g.dtype), grads)
+    # Twice the root: clip / norm itself is subnormal for a norm of 1e38, and flushed to zero.
+    root = jnp.minimum(1.0, clip**0.5 / jnp.sqrt(jnp.maximum(norm, 1e-30)))
+    grads = jax.tree.map(lambda g: g * root.astype(g.dtype) * root.astype(g.dtype), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     update_norm = tree_norm(updates)

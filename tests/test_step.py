@@ -23,7 +23,7 @@ def fresh(tx=SGD):
   return state.create(jax.tree.map(jnp.copy, weights(CFG)), tx)
 
 
-def updated(microbatches, tx=SGD, clip=None, b=None):
+def updated(microbatches, tx=SGD, clip=np.inf, b=None):
   b = batch(8, 16) if b is None else b
   return jax.jit(make_step(LOSS, tx, seed=0, microbatches=microbatches, clip=clip))(fresh(tx), None, b)
 
@@ -48,7 +48,7 @@ def test_denominators_cost_no_forward_pass():
   """The pass that adds up the denominators computes the whole model as well; FLOPs of a scan count its body once."""
 
   def flops(m):
-    step = jax.jit(make_step(LOSS, SGD, seed=0, microbatches=m, clip=None))
+    step = jax.jit(make_step(LOSS, SGD, seed=0, microbatches=m, clip=np.inf))
     return step.lower(fresh(), None, batch(8, 16)).compile().cost_analysis()['flops']
 
   assert flops(2) < 0.6 * flops(1)
@@ -60,7 +60,7 @@ def test_every_mesh_gives_the_same_update(mesh, reference):
     target = state.shapes_of(lambda: init(CFG, jax.random.key(0)), SGD, mesh)
     st = jax.device_put(fresh(), jax.tree.map(lambda x: x.sharding, target))
     step = jax.jit(
-      make_step(LOSS, SGD, seed=0, microbatches=1, clip=None), donate_argnums=0,
+      make_step(LOSS, SGD, seed=0, microbatches=1, clip=np.inf), donate_argnums=0,
       out_shardings=(jax.tree.map(lambda x: x.sharding, target), None),
     )  # fmt: skip
     new, measured = step(st, None, sharding.place(batch(8, 16), mesh))
@@ -75,9 +75,9 @@ def test_every_mesh_gives_the_same_update(mesh, reference):
 def test_the_way_large_models_run_gives_the_same_update(name):
   """Scan, remat, chunked loss and microbatches together on data x fsdp x tensor, as the sizes for TPUs do."""
   cfg = model(name, **({'heads': 4, 'kv_heads': 2} if name == 'gemma_tiny' else {}))
-  plain = make_step(lm_loss(cfg, z_loss=1e-3, chunk=None), SGD, seed=0, microbatches=1, clip=None)
+  plain = make_step(lm_loss(cfg, z_loss=1e-3, chunk=None), SGD, seed=0, microbatches=1, clip=np.inf)
   large = lm_loss(replace(cfg, scan=True, remat='dots'), z_loss=1e-3, chunk=8)
-  large = make_step(large, SGD, seed=0, microbatches=2, clip=None)
+  large = make_step(large, SGD, seed=0, microbatches=2, clip=np.inf)
   st = state.create(weights(cfg), SGD)
   want, wanted = jax.jit(plain)(st, None, batch(8, 16))
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -147,7 +147,7 @@ def test_a_bad_batch_leaves_the_state_untouched_and_is_counted(poison):
 def test_dropout_differs_between_steps_and_repeats_between_runs():
   """The key is reused every step, or lives outside the state and is lost in a restart."""
   loss = lambda p, f, b, r: ({'x': jnp.sum(p['w'] * 0) + jax.random.uniform(r)}, {'x': jnp.ones(())}, {})  # noqa: E731
-  step = make_step(loss, SGD, seed=7, microbatches=1, clip=None)
+  step = make_step(loss, SGD, seed=7, microbatches=1, clip=np.inf)
   a, first = step(state.create({'w': jnp.zeros(2)}, SGD), None, jnp.ones(2))
   _, second = step(a, None, jnp.ones(2))
   _, again = step(state.create({'w': jnp.zeros(2)}, SGD)._replace(step=a.step), None, jnp.ones(2))

@@ -68,6 +68,8 @@ def check_samples(config, cfg, tokenizer):
 def run(config, workdir):
   """Trains to config.train.steps, resuming from workdir where it can; logs, evaluates, saves and draws the curves."""
   start.at_least(config, 1, 'train.steps', 'train.log_every', 'train.bad_steps', 'checkpoint.every', 'checkpoint.keep')
+  if not config.optim.clip > 0:
+    raise BadInput(f'optim.clip = {config.optim.clip} must be positive; inf for none')
   mesh = sharding.make_mesh(**config.mesh)
   srcs = start.data_sources(config)
   start.local(config.data.folder, 'data.folder')
