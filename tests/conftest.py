@@ -6,6 +6,9 @@ import pytest
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)  # before the backend starts; later it is an error
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Compiling is most of the suite's time, and half of that is optimising programs that run once. The runs that are
+# killed, the demo and the experiments are compiled as users' are.
+jax.config.update('jax_disable_most_optimizations', True)
 
 from llmstack import sharding  # noqa: E402
 

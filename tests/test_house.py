@@ -95,7 +95,7 @@ def test_every_key_is_read(path):
 
 @pytest.mark.parametrize('path', ['configs/pretrain.py:world', 'configs/pretrain.py:books', 'configs/shakespeare.py'])
 def test_every_training_config_takes_two_steps(path, tmp_path):
-  """A config rots until somebody needs it. Its own model, optimiser and batch, on a small text."""
+  """A config rots until somebody needs it. One layer of its own model, its optimiser and its samples, on a small text."""
   from llmstack import metrics
   from llmstack.tasks.pretrain import run
 
@@ -106,7 +106,7 @@ def test_every_training_config_takes_two_steps(path, tmp_path):
   config.update(
     {
       'data': {'folder': str(tmp_path), 'batch': 8}, 'train': {'steps': 2, 'log_every': 1, 'tensorboard': False},
-      'optim': {'warmup': 1}, 'eval': {'rows': 1}, 'tokenizer': {'vocab': 300},
+      'optim': {'warmup': 1}, 'eval': {'rows': 1}, 'model': {'layers': 1}, 'tokenizer': {'vocab': 300},
     }
   )  # fmt: skip
   run(config, str(tmp_path / 'run'))
