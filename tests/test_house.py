@@ -95,7 +95,7 @@ def test_every_key_is_read(path):
 
 @pytest.mark.parametrize('path', ['configs/pretrain.py:world', 'configs/pretrain.py:books', 'configs/shakespeare.py'])
 def test_every_training_config_takes_two_steps(path, tmp_path):
-  """A config rots until somebody needs it. One layer of its own model, its optimiser and its samples, on a small text."""
+  """A config rots until somebody needs it: one layer of its model, its optimiser and samples, on a small text."""
   from llmstack import metrics
   from llmstack.tasks.pretrain import run
 
