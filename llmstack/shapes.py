@@ -12,16 +12,15 @@ NAMES = {
 }  # fmt: skip
 
 
-def check(letters, *arrays, **sizes):
+def check(letters, *arrays):
   """Returns {letter: size}; raises ValueError where ranks or sizes disagree.
 
   letters: one word per array, separated by commas, e.g. 'BTV,BT'; '' is a scalar.
-  sizes: letters that are already bound, e.g. H=64.
   """
   words = letters.split(',')
   if len(words) != len(arrays):
     raise ValueError(f'check({letters!r}) names {len(words)} arrays and was given {len(arrays)}')
-  bound = dict(sizes)
+  bound = {}
   for i, (word, array) in enumerate(zip(words, arrays)):
     if len(array.shape) != len(word):
       raise ValueError(f'array {i} should be {word or "a scalar"} but has shape {tuple(array.shape)}')

@@ -52,11 +52,6 @@ class Rows:
   def __len__(self):
     return self.manifest['rows']
 
-  def __getitem__(self, row):
-    """Returns (tokens int32[T+1], segments int32[T+1])."""
-    tokens, segments = self.read([row])
-    return tokens[0], segments[0]
-
   def read(self, rows):
     """Returns (tokens int32[n,T+1], segments int32[n,T+1]) of these rows, in this order."""
     records = self._records.__getitems__([int(row) for row in rows])

@@ -7,6 +7,7 @@ globs or URLs that fsspec knows (`gs://bucket/shards/*.jsonl.zst`).
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import posixpath
@@ -135,16 +136,22 @@ def part(text, source, split):
 
 def fingerprint(source):
   """Returns {basename: [bytes, blake2b hex]} over the full contents of every file."""
-  prints = {}
+  out = {}
   for path in paths(source):
-    with fsspec.open(path, 'rb') as file:
-      digest = hashlib.blake2b(digest_size=16)
-      size = 0
-      while chunk := file.read(READ):
-        digest.update(chunk)
-        size += len(chunk)
-    prints[posixpath.basename(path)] = [size, digest.hexdigest()]
-  return prints
+    fs, inner = filesystem(path)
+    out[posixpath.basename(path)] = list(_digest(path, fs.ukey(inner)))
+  return out
+
+
+@functools.cache
+def _digest(path, version):
+  """Returns (bytes, blake2b hex), read once per process while `version` (size, time, etag) stays the same."""
+  digest, size = hashlib.blake2b(digest_size=16), 0
+  with fsspec.open(path, 'rb') as file:
+    while chunk := file.read(READ):
+      digest.update(chunk)
+      size += len(chunk)
+  return size, digest.hexdigest()
 
 
 def _records(path, source):
