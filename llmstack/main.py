@@ -1,6 +1,9 @@
 """The way in: flags -> config -> TASKS[config.task](config, workdir).
 
-    python -m llmstack.main --config configs/pretrain.py:tiny --workdir runs/tiny --config.optim.lr=3e-4
+    llmstack --config configs/pretrain.py:tiny --workdir runs/tiny --config.optim.lr=3e-4
+
+A verb in place of the flags runs VERBS[verb](arguments): `llmstack report runs/tiny`. `python -m llmstack.main` is
+`llmstack`.
 
 Exit status: 0 done; 1 a bug, or training diverged; 78 the configuration, data or checkpoint is wrong, which no
 retry will mend; 130 interrupted.
@@ -19,6 +22,7 @@ from ml_collections import config_flags
 from llmstack.errors import BadInput, Diverged
 
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
+VERBS = ()  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
 
 
 def load(path):
@@ -63,9 +67,12 @@ def parse(argv):
 
 
 def cli(argv=None):
-  """Runs one task and exits with its status."""
+  """Runs one task or verb and exits with its status."""
+  argv = sys.argv if argv is None else argv
   try:
-    config, workdir = parse(sys.argv if argv is None else argv)
+    if len(argv) > 1 and argv[1] in VERBS:
+      sys.exit(importlib.import_module(f'llmstack.tasks.{argv[1]}').command(argv[2:]))
+    config, workdir = parse(argv)
     if config.task not in TASKS:
       raise BadInput(f'config.task = {config.task!r}: choose one of {", ".join(TASKS)}')
     importlib.import_module(f'llmstack.tasks.{config.task}').run(config, workdir)
