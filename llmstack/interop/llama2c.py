@@ -69,7 +69,7 @@ def load(path):
     vocab=V, layers=L, width=D, heads=N, kv_heads=K, head_width=H, ff=F, length=S, norm='rms', norm_eps=1e-5,
     post_norm=False, act='silu', gated=True, bias=False, positions='rope', rope_theta=1e4, qk_norm=False,
     attn_softcap=None, logit_softcap=None, windows=(), tied=tied, scale_embed=False, dropout=0.0, init_std=0.02,
-    dtype='float32', scan=False, remat='none',
+    dtype='float32', attention='einsum', scan=False, remat='none',
   )  # fmt: skip
   return cfg, {k: _copy(v) for k, v in params.items()}
 

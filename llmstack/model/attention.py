@@ -1,10 +1,13 @@
 """Causal self-attention with grouped queries, over a packed row or over a cache."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llmstack.model import cache as kv
+from llmstack.model import kernels
 from llmstack.model.config import ModelConfig
 from llmstack.model.layers import Norm, rotate
 from llmstack.model.linear import Linear
@@ -34,6 +37,27 @@ def attend(q, k, v, mask, *, softcap):
   return jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H)
 
 
+def einsum(q, k, v, positions, segments, *, window, softcap):
+  """The reference kernel (model/kernels.py says what a kernel is): `attend` under the mask of a packed row."""
+  mask = visible(positions, positions, window) & (segments[:, :, None] == segments[:, None, :])
+  return attend(q, k, v, mask, softcap=softcap)
+
+
+KERNELS = {'einsum': einsum, 'xla': kernels.xla, 'cudnn': kernels.cudnn, 'splash': kernels.splash}
+MASKED = ('einsum', 'xla', 'cudnn')  # the window is a mask to them; to the others it decides what is compiled
+
+
+def packed(cfg, window, q, k, v, positions, segments):
+  """Returns dtype[B,T,N,H] by the kernel that the config names. window: int, or int32[] inside a scan over layers."""
+  kernel = functools.partial(KERNELS[cfg.attention], softcap=cfg.attn_softcap)
+  if isinstance(window, int) or cfg.attention in MASKED:
+    return kernel(q, k, v, positions, segments, window=window)
+  windows = sorted(set(cfg.window_of_layer))
+  branches = [functools.partial(kernel, window=w) for w in windows]
+  which = jnp.searchsorted(jnp.asarray(windows), window)
+  return jax.lax.switch(which, branches, q, k, v, positions, segments)
+
+
 class Attention(nn.Module):
   """Returns (y[B,T,D], cache entry or None)."""
 
@@ -52,9 +76,9 @@ class Attention(nn.Module):
       q, k = rotate(q, *view['rope']), rotate(k, *view['rope'])
     positions, segments = view['positions'], view['segments']
     if layer is None:
-      mask = visible(positions, positions, window) & (segments[:, :, None] == segments[:, None, :])
+      y = packed(c, window, q, k, v, positions, segments)
     else:
       layer, k, v, key_pos = kv.update(layer, k, v, positions, segments > 0)
-      mask = visible(positions, key_pos, window)
-    y = constrain(attend(q, k, v, mask, softcap=c.attn_softcap), 'BTNH')
+      y = attend(q, k, v, visible(positions, key_pos, window), softcap=c.attn_softcap)
+    y = constrain(y, 'BTNH')
     return Linear(c.sizes, c.bias, c.init_std / (2 * c.layers) ** 0.5, c.dtype, name='wo')(y), layer

@@ -9,6 +9,7 @@ are always stacked on a leading L, whether they are scanned or unrolled, so that
 know how it was run. A cache is unrolled, because its layers may differ in length.
 """
 
+import dataclasses
 import functools
 import operator
 
@@ -47,6 +48,7 @@ def final_norm(cfg):
 
 def init(cfg, key):
   """Returns fresh parameters. Jit it with out_shardings to create them sharded."""
+  cfg = dataclasses.replace(cfg, attention='einsum')  # one token, which is too short for the others
   k_embed, k_pos, k_head, k_layers = jax.random.split(key, 4)
   normal = nn.initializers.normal(cfg.init_std)
   x = jnp.zeros((1, 1, cfg.width), cfg.dtype)
@@ -91,17 +93,22 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
   def block(x, layer_params, window, layer=None, rng=None):
     return Block(cfg).apply({'params': layer_params}, x, view, window, layer, rng)
 
+  scan, windows = cfg.scan and cache is None, cfg.window_of_layer
+  mixed = scan and len(set(windows)) > 1  # else a layer's window is an int, which some kernels are compiled for
   if cfg.remat != 'none' and cache is None:
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    block = jax.checkpoint(block, policy=dots if cfg.remat == 'dots' else None, prevent_cse=not cfg.scan)
-  if cfg.scan and cache is None:
-    per_layer = (params['layers'], jnp.asarray(cfg.window_of_layer), rngs)
-    x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1], rng=l[2])[0], None), x, per_layer)
+    block = jax.checkpoint(
+      block, policy=dots if cfg.remat == 'dots' else None, prevent_cse=not cfg.scan,
+      static_argnums=() if mixed else (2,),
+    )  # fmt: skip
+  if scan:
+    per_layer = (params['layers'], jnp.asarray(windows) if mixed else None, rngs)
+    x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1] if mixed else windows[0], rng=l[2])[0], None), x, per_layer)
   else:
     out = []
     for i, layer_params in enumerate(unstack(params['layers'], cfg.layers)):
       layer = None if cache is None else cache[i]
-      x, layer = block(x, layer_params, cfg.window_of_layer[i], layer, None if rngs is None else rngs[i])
+      x, layer = block(x, layer_params, windows[i], layer, None if rngs is None else rngs[i])
       out.append(layer)
     cache = None if cache is None else out
   return final_norm(cfg).apply({'params': params['final_norm']}, x), cache

@@ -80,7 +80,7 @@ def run(config, workdir):
   cfg = start.model_config(config, tokenizer)
   origin.check_model(cfg)
   fresh = lambda: init(cfg, jax.random.key(config.seed))  # noqa: E731
-  start.check_layout(config, fresh, mesh)
+  start.check_layout(config, cfg, fresh, mesh)
   check_samples(config, cfg, tokenizer)
   parts, held_out = (start.open_rows(config, srcs, tokenizer, split) for split in ('train', 'eval'))
   weights = {name: c.weight for name, c in config.data.sources.items()}

@@ -12,7 +12,7 @@ from llmstack.checkpoint import Checkpoints
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import ModelConfig, allocate, init
+from llmstack.model import allocate, described, init
 from llmstack.tasks import start
 
 
@@ -107,7 +107,7 @@ def load(workdir, step, mesh):
   """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh."""
   saved = Checkpoints.of(workdir)
   step, meta = saved.meta(step)
-  cfg = ModelConfig(**meta['model'])
+  cfg = described(meta['model'])
   shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
   sharding.check_divisible(shapes, mesh)
   target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))

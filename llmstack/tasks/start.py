@@ -14,12 +14,12 @@ from llmstack.checkpoint import Checkpoints, differences
 from llmstack.data import packing, pipeline, sources
 from llmstack.data.tokenizer import Tokenizer, train
 from llmstack.errors import BadInput
-from llmstack.model import ModelConfig, describe
+from llmstack.model import ModelConfig, check_attention, describe
 
 TOKENIZER_CHARACTERS = 16_000_000  # of each source: enough for a vocabulary, and seconds to train on
 
 # How the same parameters are run may change between a save and a restore; what they are may not.
-EXECUTION = ('scan', 'remat', 'dtype', 'dropout', 'init_std')
+EXECUTION = ('attention', 'scan', 'remat', 'dtype', 'dropout', 'init_std')
 
 
 def say(line):
@@ -199,8 +199,8 @@ class Origin:
     return state.init_sharded(init_params, tx, mesh)
 
 
-def check_layout(config, init_params, mesh):
-  """Returns nothing; raises BadInput where batch, length or a parameter does not divide over the mesh."""
+def check_layout(config, cfg, init_params, mesh):
+  """Returns nothing; raises BadInput where batch, length, attention or a parameter does not fit the mesh."""
   at_least(config, 1, 'train.microbatches', 'train.loss_chunk')
   batch, parts, chunk = config.data.batch, config.train.microbatches, config.train.loss_chunk
   if batch % parts:
@@ -208,3 +208,4 @@ def check_layout(config, init_params, mesh):
   if chunk is not None and config.data.length % chunk:
     raise BadInput(f'train.loss_chunk = {chunk} does not divide data.length = {config.data.length}')
   sharding.check_divisible(jax.eval_shape(init_params), mesh, B=batch // parts, T=config.data.length)
+  check_attention(cfg, mesh, config.data.length)
