@@ -99,6 +99,8 @@ def get_config(size='tiny'):
   c.checkpoint = ConfigDict()
   c.checkpoint.every = (10, 400, 500)[pick]  # steps
   c.checkpoint.keep = 3  # newest
+  c.checkpoint.keep_every = config_dict.placeholder(int)  # steps; multiples of it are kept for good; None = off
+  c.checkpoint.best = config_dict.placeholder(str)  # 'eval/nll': the step with the least is kept too; None = off
   c.checkpoint.resume_from = config_dict.placeholder(str)  # workdir to continue, state and data position
   c.checkpoint.init_from = config_dict.placeholder(str)  # workdir to take parameters from
   return c

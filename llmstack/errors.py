@@ -10,3 +10,7 @@ class BadInput(ValueError):
 
 class Diverged(RuntimeError):
   """Loss or gradients stayed non-finite; names the step, the batch and where it was written. Status 1."""
+
+
+class SaveFailed(RuntimeError):
+  """Checkpoints cannot be written; names the step, the cause and the newest one that is whole. Status 1."""

@@ -17,7 +17,7 @@ def fit(
   """Returns the state after `steps` steps.
 
   step: (state, batch) -> (state, measurements), jitted. batches: iterator of host batches from state.step on.
-  evaluate: (step, state) -> None, called every `eval_every` steps and at the end; it logs by itself.
+  evaluate: (step, state) -> {metric: float}, called every `eval_every` steps and at the end; it logs by itself.
   meta: step -> JSON for the checkpoint. place: host batch -> device batch. crc: host batch -> int.
   rate: updates done -> learning rate of the next one, for the log.
   bad_steps: non-finite updates in a row after which the run stops. The arguments are otherwise numbers.
@@ -78,14 +78,14 @@ def fit(
       if pending:
         read(*pending)
       pending = (k, batch, measured)
+      checkpoints.poll()
       if k % eval_every == 0 or k % save_every == 0 or k == steps:
         read(*pending)  # a state whose step failed is neither evaluated nor saved
         pending = None
         paused = time.perf_counter()
-        if k % eval_every == 0 or k == steps:
-          evaluate(k, state)
+        scores = evaluate(k, state) if k % eval_every == 0 or k == steps else {}
         if k % save_every == 0 or k == steps:
-          checkpoints.save(k, state, meta(k))
+          checkpoints.save(k, state, meta(k), scores)
         window['start'] += time.perf_counter() - paused
   finally:
     checkpoints.wait()

@@ -19,10 +19,10 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from llmstack.errors import BadInput, Diverged
+from llmstack.errors import BadInput, Diverged, SaveFailed
 
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
-VERBS = ()  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
+VERBS = ('checkpoints',)  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
 
 
 def load(path):
@@ -82,7 +82,7 @@ def cli(argv=None):
   except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as e:
     print(f'\nerror: {e.filename}: {e.strerror}: give another path', file=sys.stderr)
     sys.exit(78)
-  except Diverged as e:
+  except (Diverged, SaveFailed) as e:
     print(f'\nstopped: {e}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:

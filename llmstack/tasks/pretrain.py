@@ -32,10 +32,11 @@ def lm_loss(cfg, *, z_loss, chunk):
 
 
 def evaluator(config, evaluate, parts, log, place, sampler):
-  """Returns (k, state) -> None: held-out loss of each source, then samples; both are logged."""
+  """Returns (k, state) -> metrics of all sources together; each source's, and samples, are logged."""
   batch = config.data.batch
 
   def run(k, st):
+    together = []
     for name, part in parts.items():
       rows, outs = min(config.eval.rows, len(part)), []
       for i in range(0, rows, batch):
@@ -45,11 +46,14 @@ def evaluator(config, evaluate, parts, log, place, sampler):
         outs.append(evaluate(st.params, None, place(made)))
       total = jax.tree.map(lambda *x: float(sum(x)), *jax.device_get(outs))
       values = {m: a / b for m, (a, b) in total.items()}
+      together.append(total)
       log.log(k, 'eval', name=name, tokens=total['nll'][1], **values)
       shown = '  '.join(f'{m} {v:.4f}' for m, v in values.items())
       log.progress(f'step {k:>6} held out {name}: {shown}', end=True)
     for prompt, text in zip(config.eval.prompts, sampler(st.params)):
       log.log(k, 'sample', prompt=prompt, text=text.text)
+    sums = {m: [sum(x) for x in zip(*(total[m] for total in together))] for m in (together or [{}])[0]}
+    return {f'eval/{m}': a / b for m, (a, b) in sums.items()}
 
   return run
 
@@ -67,14 +71,17 @@ def check_samples(config, cfg, tokenizer):
 
 def run(config, workdir):
   """Trains to config.train.steps, resuming from workdir where it can; logs, evaluates, saves and draws the curves."""
-  start.at_least(config, 1, 'train.steps', 'train.log_every', 'train.bad_steps', 'checkpoint.every', 'checkpoint.keep')
+  start.at_least(config, 1, 'train.steps', 'train.log_every', 'train.bad_steps')
+  start.at_least(config, 1, 'checkpoint.every', 'checkpoint.keep', 'checkpoint.keep_every')
   if not config.optim.clip > 0:
     raise BadInput(f'optim.clip = {config.optim.clip} must be positive; inf for none')
   mesh = sharding.make_mesh(**config.mesh)
   srcs = start.data_sources(config)
   start.local(config.data.folder, 'data.folder')
-  os.makedirs(start.local(workdir, 'workdir'), exist_ok=True)
-  own = Checkpoints.of(workdir, keep=config.checkpoint.keep, create=True)
+  own = Checkpoints.of(
+    start.local(workdir, 'workdir'), keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
+    best=config.checkpoint.best and (config.checkpoint.best, 'min'), create=True,
+  )  # fmt: skip
   origin = start.Origin(config, own)
   tokenizer = origin.tokenizer(config, srcs)
   cfg = start.model_config(config, tokenizer)
@@ -95,6 +102,7 @@ def run(config, workdir):
 
   with jax.set_mesh(mesh):
     st = origin.state(fresh, tx, mesh)
+    own.check_space(st)
     first = int(st.step)
     if first >= config.train.steps:
       start.say(f'nothing to do: {workdir} is at step {first} and train.steps is {config.train.steps}')
