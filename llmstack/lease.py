@@ -1,10 +1,11 @@
 """Who writes into a folder: one run at a time, named by a file.
 
 `WRITER` is made with O_EXCL and holds run, host and pid; its modification time is touched every RENEW seconds by a
-daemon thread. A second run is refused by name. The lease of a process that is gone is taken over at once on the same
-host, and after EXPIRE seconds without renewal on another. Ages are differences of two times of the same file system,
-so the clocks of the hosts do not matter. What this cannot prevent: a process stopped for longer than EXPIRE that is
-woken in the middle of a write. It finds out at its next check.
+daemon thread. A second run is refused by name: at once on the same host, after RENEW seconds or so if the holder is on
+another, for whose sign of life it waits. The lease of a process that is gone is taken over at once on the same host,
+and EXPIRE seconds after its last renewal on another. Ages are differences of two times of the same file system, so
+the clocks of the hosts do not matter. What this cannot prevent: a process stopped for longer than EXPIRE that is woken
+in the middle of a write. It finds out at its next check.
 """
 
 import atexit
@@ -115,8 +116,10 @@ class Lease:
       if held is None:
         continue  # released in this moment
       own = (held.get('here'), held.get('pid')) == (here(), pid)  # an object of this process that was never closed
-      why = 'this process holds it' if own else ended(folder, held)
-      if not why:
+      why = '' if own else self._await_end(held)
+      if read(folder) != held:
+        continue
+      if not why and not own:
         raise BadInput(
           f'{folder} is being written by {describe(held)}: stop that run, or give this one another --workdir'
         )
@@ -127,6 +130,20 @@ class Lease:
     self._stop = threading.Event()
     threading.Thread(target=self._renew, name='lease', daemon=True).start()
     atexit.register(self.release)
+
+  def _await_end(self, held):
+    """Returns why the lease is over; '' once it was renewed or replaced. Waits for what another host may do."""
+    seen, why = age(self.folder), ended(self.folder, held)
+    if why or held.get('here') == here() or seen is None:
+      return why
+    print(f'{self.folder} was last written by {describe(held)}: waiting for {EXPIRE:.0f} s without a sign of life',
+          file=sys.stderr, flush=True)  # fmt: skip
+    while not why and seen is not None and read(self.folder) == held:
+      time.sleep(0.5)
+      before, seen, why = seen, age(self.folder), ended(self.folder, held)
+      if seen is not None and seen < before:
+        return ''  # renewed
+    return why
 
   def _create(self):
     """Returns whether the file was not there and is now ours."""

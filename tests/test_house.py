@@ -20,7 +20,8 @@ CONFIGS += [f'configs/{n}.py' for n in ('convert', 'recall', 'sample', 'shakespe
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
-  'main': 'tasks', 'tasks': 'tasks infer model losses data interop checkpoint loop metrics optim sharding state step',
+  'main': 'tasks',
+  'tasks': 'tasks infer model losses data interop checkpoint lease loop metrics optim sharding state step',
   'infer': 'infer model sharding', 'interop': 'model', 'model': 'model sharding', 'losses': 'losses', 'data': 'data',
   'checkpoint': 'lease sharding', 'loop': 'metrics', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
   'lease': '', 'metrics': '', 'sharding': '', 'shapes': '', 'errors': '', '__init__': '',
