@@ -326,7 +326,7 @@ class Checkpoints:
     # orbax accepts a relative path, returns True from save() and fails in the background.
     self.folder = os.path.abspath(folder)
     self._rules = {'keep': keep, 'keep_every': keep_every, 'best': best}
-    self._sure = set()  # steps that were verified
+    self._sure, self._metrics = set(), {}  # steps that were verified; metrics of steps
     self._writes, self._lease, self._newest = create, None, None
     self._flight = self._record = None  # step of the save in flight, and its manifest without the files
     self._failures, self._lost = 0, ''  # in a row; the sentence about the last one, until it was raised
@@ -428,7 +428,7 @@ class Checkpoints:
     """
     self._land()
     if self._lease:
-      self._lease.check()
+      self._lease.check(now=True)
     state = state._asdict()
     versions = {'jax': jax.__version__, 'orbax': self._ocp.__version__}
     meta = meta | {'tree': tree_spec(state), 'versions': versions}
@@ -497,8 +497,10 @@ class Checkpoints:
     except OSError as e:  # a full disk: the manifest stays as it was committed
       _say(f'{path}/{MANIFEST} was not completed: {e.strerror}')
     steps = _steps(self.folder)
-    manifests = {s: read_manifest(path)[0] for s, path in steps.items()}
-    keep = kept({s: m['metrics'] if m else {} for s, m in manifests.items()}, **self._rules)
+    self._metrics[step] = self._record['metrics']
+    for s in steps.keys() - self._metrics:
+      self._metrics[s] = (read_manifest(steps[s])[0] or {'metrics': {}})['metrics']
+    keep = kept({s: self._metrics[s] for s in steps}, **self._rules)
     gone = {steps[s]: os.path.join(self.folder, f'deleted-{s}') for s in steps if s not in keep and s != step}
     for path, name in gone.items():
       os.rename(path, name)  # whole or gone, whenever the run is killed

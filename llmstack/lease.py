@@ -113,8 +113,9 @@ class Lease:
     }  # fmt: skip
     while not self._create():
       held = read(folder)
-      if held is None:
-        continue  # released in this moment
+      if held is None or not held and (age(folder) or 0) < 1:
+        time.sleep(0.05)  # released, or being written, in this moment
+        continue
       own = (held.get('here'), held.get('pid')) == (here(), pid)  # an object of this process that was never closed
       why = '' if own else self._await_end(held)
       if read(folder) != held:
@@ -127,7 +128,7 @@ class Lease:
         if not own:
           print(f'{folder} was left by {describe(held)}; taken over, as {why}', file=sys.stderr, flush=True)
         break
-    self._stop = threading.Event()
+    self._stop, self._looked = threading.Event(), time.monotonic()
     threading.Thread(target=self._renew, name='lease', daemon=True).start()
     atexit.register(self.release)
 
@@ -165,8 +166,11 @@ class Lease:
     try:
       os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-      if time.time() - os.path.getmtime(guard) > EXPIRE:
-        os.unlink(guard)  # of a run that died right here
+      try:
+        if time.time() - os.path.getmtime(guard) > EXPIRE:
+          os.unlink(guard)  # of a run that died right here
+      except FileNotFoundError:
+        pass
       time.sleep(0.1)
       return False
     try:
@@ -187,14 +191,17 @@ class Lease:
       except OSError as e:  # storage that is away for a while; whoever writes finds out
         print(f'{self.path} could not be renewed: {e.strerror}', file=sys.stderr, flush=True)
 
-  def check(self):
-    """Returns nothing; raises BadInput if another run has taken over."""
+  def check(self, now=False):
+    """Returns nothing; raises BadInput if another run has taken over. Looks every RENEW seconds, or now."""
+    if not now and time.monotonic() < self._looked + RENEW:
+      return
+    self._looked = time.monotonic()
     held = read(self.folder)
     if held is None and self._create():  # removed by hand
       return
     if held != self._mine:
       raise BadInput(
-        f'{self.folder} was taken over by {describe(read(self.folder))}: this is run {self.run}, pid '
+        f'{self.folder} was taken over by {describe(held)}: this is run {self.run}, pid '
         f'{self._mine["pid"]}, which had not renewed its lease; it stops here and writes nothing more'
       )
 
