@@ -514,13 +514,15 @@ class Checkpoints:
     self._quiet.error = None
     cause = ': '.join(str(cause).split('\n')[0].split(': ')[-2:])
     newest = 'there is none yet' if self._newest is None else f'the newest is still {self._newest}'
-    self._lost = f'checkpoint {step} was not saved ({cause}); {newest}'
+    lost = f'checkpoint {step} was not saved ({cause}); {newest}'
     if jax.process_count() > 1:
       self._flight = self._manager = None  # waiting for it would be waiting for the others
-    if jax.process_count() > 1 or self._failures == ATTEMPTS:
-      raise SaveFailed(f'{self._lost}; {self._failures} saves in a row failed: free the disk and start again')
+      raise SaveFailed(f'{lost}; the processes cannot go on together: free the disk and start again')
     shutil.rmtree(os.path.join(self.folder, f'{step}{TEMPORARY}'), ignore_errors=True)
-    _say(f'{self._lost}; failure {self._failures} of {ATTEMPTS}, the next save tries again')
+    if self._failures == ATTEMPTS:
+      raise SaveFailed(f'{lost}; {self._failures} saves in a row failed: free the disk and start again')
+    _say(f'{lost}; failure {self._failures} of {ATTEMPTS}, the next save tries again')
+    self._lost = lost
 
   def meta(self, step=None):
     """Returns (step, meta) of a checkpoint, the newest by default."""

@@ -342,6 +342,21 @@ def test_polling_never_blocks_and_latest_is_what_is_committed(folder, opened):
   assert verify(os.path.join(folder, '30')) == ''
 
 
+def test_training_on_while_a_save_is_in_flight_does_not_change_it(folder, opened):
+  """The next steps donate the arrays that are being written, and the checkpoint holds half of each step."""
+  n = 5_000_000
+  state, update = tiny(30, n), jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  want = digest(state)
+  saved = opened(folder)
+  saved.save(30, state, meta(30))
+  updates = 0
+  while saved._flight is not None:
+    state = update(state)
+    saved.poll()
+    updates += 1
+  assert updates > 3 and digest(saved.restore(target(n), 30)[0]) == want
+
+
 # The library's own threads complain of a closed event loop when several arrays fail at once; nobody can catch it.
 FAILING = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 

@@ -102,11 +102,11 @@ def run(config, workdir):
 
   with jax.set_mesh(mesh):
     st = origin.state(fresh, tx, mesh)
-    own.check_space(st)
     first = int(st.step)
     if first >= config.train.steps:
       start.say(f'nothing to do: {workdir} is at step {first} and train.steps is {config.train.steps}')
       return
+    own.check_space(st)
     start.say(
       f'{parameters(cfg)[0] / 1e6:.2f}M parameters, {config.data.batch * config.data.length} tokens per step, '
       f'{dict(mesh.shape)} on {jax.devices()[0].device_kind}'
