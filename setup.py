@@ -15,6 +15,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['llmstack', 'llmstack.*']),
+  package_data={'llmstack.report': ['page.html', 'page.css', 'page.js']},
   install_requires=[
     JAX,
     'flax>=0.12.8,<0.14',

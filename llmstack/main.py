@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from llmstack.errors import BadInput, Diverged, SaveFailed
 
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
-VERBS = ('checkpoints',)  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
+VERBS = ('checkpoints', 'report')  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
 
 
 def load(path):

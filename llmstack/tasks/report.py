@@ -1,0 +1,29 @@
+"""llmstack report WORKDIR [WORKDIR ...] [--out FILE]: runs as one self-contained HTML page."""
+
+import argparse
+import os
+
+from llmstack import report
+from llmstack.errors import BadInput
+
+
+class Parser(argparse.ArgumentParser):
+  def error(self, message):
+    raise BadInput(f'{message}: llmstack report WORKDIR [WORKDIR ...] [--out FILE]')
+
+
+def command(argv):
+  """Writes the page, prints its path and returns 0."""
+  parser = Parser(prog='llmstack report', description='Runs as one self-contained HTML page.')
+  parser.add_argument('workdir', nargs='+', help='the --workdir of a training run')
+  parser.add_argument('--out', help='the page; report.html in the first workdir by default')
+  flags = parser.parse_args(argv)
+  text = report.page(report.collect(flags.workdir))
+  out = flags.out or os.path.join(flags.workdir[0], 'report.html')
+  if os.path.isdir(out):
+    raise BadInput(f'--out {out} is a folder: give the name of a file')
+  with open(f'{out}.new', 'w', encoding='utf-8') as f:
+    f.write(text)
+  os.replace(f'{out}.new', out)
+  print(f'{out}: {len(flags.workdir)} run{"s" * (len(flags.workdir) > 1)}, {len(text) / 1e3:.0f} kB')
+  return 0
