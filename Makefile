@@ -1,10 +1,12 @@
 # Two commands: `make demo` and `make test`. Everything is installed into .venv, from requirements.lock.
 PYTHON ?= python3
 VENV := .venv
+# The TPU compiler, 700 MB, outside the virtual environment: there, every import of jax would look for a TPU.
+LIBTPU := build/libtpu
 RUN := $(VENV)/bin/llmstack
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint lock clean
+.PHONY: demo test slow aot lint lock clean
 
 $(READY): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmstack needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -25,14 +27,28 @@ test: $(READY)
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
 
+$(LIBTPU)/.ready: requirements-tpu.lock $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(LIBTPU) -r $<
+	@touch $@
+
+# The training and the decode step compiled for TPUs that are not here: memory, FLOPs and collectives per device.
+aot: $(LIBTPU)/.ready
+	TPU_LIBRARY_PATH=$(LIBTPU)/libtpu/libtpu.so TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu \
+	  TPU_WORKER_HOSTNAMES=localhost TPU_ACCELERATOR_TYPE=v5litepod-16 \
+	  $(RUN) --config configs/aot.py --workdir runs/aot $(ARGS)  # line 2 silences two warnings, whatever the topology
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# One lock for every Python from 3.11 on; jax is newer on 3.12+.
+# One lock for every Python from 3.11 on; jax is newer on 3.12+. A second for the libtpu that belongs to each jax.
+OTHERS := jax jaxlib ml-dtypes numpy opt-einsum scipy requests certifi charset-normalizer idna urllib3
 lock:
 	uv pip compile setup.py --extra plot --extra dev --universal --python-version 3.11 --fork-strategy requires-python \
 	  --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
+	echo 'jax[tpu]' | uv pip compile - --constraint requirements.lock --universal --python-version 3.11 \
+	  --fork-strategy requires-python --generate-hashes --no-annotate --no-emit-index-url $(OTHERS:%=--no-emit-package %) \
+	  --custom-compile-command 'make lock' -o requirements-tpu.lock
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -21,7 +21,8 @@ from ml_collections import config_flags
 
 from llmstack.errors import BadInput, Diverged, SaveFailed
 
-TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert')  # llmstack/tasks/<name>.py, function run(config, workdir)
+# llmstack/tasks/<name>.py, function run(config, workdir)
+TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot')
 VERBS = ('checkpoints', 'report')  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
 
 
