@@ -46,6 +46,7 @@ def get_config(size='tiny'):
   c.tokenizer.path = config_dict.placeholder(str)  # a SentencePiece .model; None trains one
   c.tokenizer.kind = 'bpe'  # bpe | unigram | char
   c.tokenizer.vocab = (384, 1024, 4096)[pick]
+  c.tokenizer.override = False  # take tokenizer.path although the checkpoint was trained with another one
 
   c.data = ConfigDict()
   c.data.folder = 'runs/rows'  # packed rows, one folder per content; shared between runs
@@ -84,6 +85,8 @@ def get_config(size='tiny'):
   c.train.loss_chunk = config_dict.placeholder(int)  # positions of logits alive at once, divides length; None = all
   c.train.log_every = (1, 20, 20)[pick]  # steps
   c.train.bad_steps = 3  # non-finite updates in a row that end the run
+  c.train.spike_sigma = config_dict.placeholder(float)  # skip a loss or norm so far above the last ones; 6, None = off
+  c.train.spike_window = 128  # steps that it is compared with
   c.train.tensorboard = True
 
   c.eval = ConfigDict()

@@ -53,6 +53,11 @@ def tree_spec(tree):
   return {'/'.join(keys(p)): [str(x.dtype), list(x.shape)] for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def fields(state):
+  """Returns the fields of a NamedTuple that hold arrays; orbax would count an empty one as part of the tree."""
+  return {k: v for k, v in state._asdict().items() if jax.tree.leaves(v)}
+
+
 def digest(tree):
   """Returns a hex digest of every leaf's path, dtype, shape and bytes: equal if and only if bit-identical."""
   h = hashlib.blake2b(digest_size=16)
@@ -429,7 +434,7 @@ class Checkpoints:
     self._land()
     if self._lease:
       self._lease.check(now=True)
-    state = state._asdict()
+    state = fields(state)
     versions = {'jax': jax.__version__, 'orbax': self._ocp.__version__}
     meta = meta | {'tree': tree_spec(state), 'versions': versions}
     if problem := self._too_full(state):
@@ -554,7 +559,7 @@ class Checkpoints:
     """
     step, meta = self.meta(step)
     partial = isinstance(target, dict)
-    item = target if partial else target._asdict()
+    item = target if partial else fields(target)
     saved = meta['tree']
     if partial:
       saved = {k: v for k, v in saved.items() if k.split('/')[0] in item}
@@ -562,7 +567,7 @@ class Checkpoints:
     restore_args = self._ocp.checkpoint_utils.construct_restore_args(item)
     args = self._ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=partial)
     state = self._manager.restore(step, args=self._ocp.args.Composite(state=args))['state']
-    return (state if partial else type(target)(**state)), meta
+    return (state if partial else target._replace(**state)), meta
 
   def wait(self):
     """Returns when the last save is committed with its manifest. Raises: SaveFailed if it is not and will not be."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llmstack.state import TrainState
+from llmstack.state import Recent, TrainState
 
 
 def tree_norm(tree):
@@ -63,14 +63,51 @@ def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
   return jax.lax.scan(body, zeros, parts)[0]
 
 
-def make_step(loss_fn, tx, *, seed, microbatches, clip):
+def above(value, history, sigma):
+  """Returns bool[]: value > mean + sigma * standard deviation of the history, once half of it is known.
+
+  history: float32[W], NaN where nothing is known.
+  """
+  known = jnp.isfinite(history)
+  n = jnp.maximum(known.sum(), 1).astype(jnp.float32)
+  mean = jnp.where(known, history, 0).sum() / n
+  spread = jnp.sqrt(jnp.where(known, jnp.square(history - mean), 0).sum() / n)
+  # A constant history has no spread but the rounding of its mean.
+  spread = jnp.maximum(spread, 1e-5 * jnp.abs(mean))
+  return (2 * n >= history.size) & (value > mean + sigma * spread)
+
+
+def watch(recent, step, loss, norm, finite, sigma):
+  """Returns (bool[] whether this step is a spike, the history with this step in it).
+
+  A value that is skipped goes into the history all the same: a level that persists is accepted after about
+  W / (1 + sigma^2) steps, 4 for a window of 128 and 6 sigma. The price is that the rule is blind to smaller spikes
+  until a large one has left the window.
+
+  Source: SkipStepOptimizer of OLMo-core and SkipStep of levanter, both with 128 and 6 sigma. Different here: nothing
+  is skipped for being far *below* the mean (OLMo-core does), half a window is enough (OLMo-core waits for 20 steps at
+  least), and a value that is not finite is not remembered (an infinite one makes levanter skip nothing, and
+  OLMo-core everything, until it has left the window).
+  """
+  spike = finite & (above(loss, recent.loss, sigma) | above(norm, recent.grad_norm, sigma))
+  slot = step % recent.loss.size
+  record = lambda history, x: history.at[slot].set(jnp.where(finite, x, jnp.nan))  # noqa: E731
+  spikes = recent.spikes + spike.astype(jnp.int32)
+  return spike, Recent(record(recent.loss, loss), record(recent.grad_norm, norm), spikes)
+
+
+def make_step(loss_fn, tx, *, seed, microbatches, clip, spike_sigma=None):
   """Returns step(state, frozen, batch) -> (state, measurements); jit it with `state` donated.
 
   tx: optax transformation without clipping. clip: largest global gradient norm, inf for none.
+  spike_sigma: skip updates whose loss or gradient norm is a spike (`watch`); None for none. The state then has a
+    history, and the measurements have `spikes`.
   measurements: float32[] each: loss, the metrics divided, grad_norm, param_norm, update_norm, skipped, streak.
-  A non-finite loss or gradient norm leaves parameters and optimiser as they were and is counted;
-  optax.apply_if_finite would apply it in the end, and optax.clip_by_global_norm turns an infinite
-  norm into zero gradients.
+
+  A non-finite loss or gradient norm leaves parameters and optimiser as they were and is counted in `skipped` and
+  `streak`; optax.apply_if_finite would apply it in the end, and optax.clip_by_global_norm turns an infinite
+  norm into zero gradients. So is a clipped norm whose square overflows: Adam's second moment would be infinite, and
+  its update zero, for ever. A spike is counted in `skipped` and `spikes`, and ends a streak: it is finite.
   """
 
   def step(state, frozen, batch):
@@ -84,11 +121,16 @@ def make_step(loss_fn, tx, *, seed, microbatches, clip):
     params = optax.apply_updates(state.params, updates)
     update_norm = tree_norm(updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
+    finite &= jnp.isfinite(jnp.square(jnp.minimum(norm, clip)))
+    good, recent = finite, state.recent
+    if spike_sigma is not None:
+      spike, recent = watch(recent, state.step, loss, norm, finite, spike_sigma)
+      good &= ~spike
     bad = 1 - finite.astype(jnp.int32)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)  # noqa: E731
     new = TrainState(
       state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state),
-      state.skipped + bad, (state.streak + bad) * bad,
+      state.skipped + 1 - good.astype(jnp.int32), (state.streak + bad) * bad, recent,
     )  # fmt: skip
     measured = {name: ratio(*pair) for name, pair in metrics.items()}
     measured |= {
@@ -97,6 +139,8 @@ def make_step(loss_fn, tx, *, seed, microbatches, clip):
       'param_norm': tree_norm(new.params),
       'update_norm': update_norm,
     }
+    if spike_sigma is not None:
+      measured['spikes'] = recent.spikes
     return new, measured | {'skipped': new.skipped, 'streak': new.streak}
 
   return step

@@ -9,6 +9,7 @@ import pytest
 from llmstack import metrics
 from llmstack.checkpoint import Checkpoints
 from llmstack.data import tokenizer
+from llmstack.data.batch import crc
 from llmstack.main import cli
 
 TEXT = 'the cat sat on the mat and the dog sat on the log; ' * 400
@@ -114,13 +115,17 @@ def test_resume_from_and_init_from(again, trained):
 
 
 def test_divergence_stops_with_the_batch_and_an_untouched_checkpoint(run, capsys):
-  """NaN is trained on to the end, or saved over the last good checkpoint."""
-  assert run(**{'optim.lr': 1e38, 'train.steps': 20, 'checkpoint.every': 1, 'optim.warmup': 0}) == 1
+  """NaN is trained on to the end, or saved over the last good checkpoint; or another batch is named than the last."""
+  settings = {'optim.lr': 1e38, 'train.steps': 20, 'checkpoint.every': 1, 'optim.warmup': 0, 'train.bad_steps': 5}
+  assert run(**settings) == 1
   message = capsys.readouterr().err.split('stopped: ')[-1]
-  assert 'not finite in 3 updates in a row' in message and 'lower optim.lr' in message
+  assert 'not finite in 5 updates in a row, the last at step 5' in message and 'lower optim.lr' in message
   [dump] = (run.folder / 'run').glob('nonfinite-*.npz')
-  assert set(np.load(dump)) == {'tokens', 'targets', 'segments', 'positions', 'mask'}
+  batch = np.load(dump)
+  assert set(batch) == {'tokens', 'targets', 'segments', 'positions', 'mask'} and f'crc {crc(batch):08x}' in message
   assert Checkpoints(str(run.folder / 'run/checkpoints')).latest() < int(dump.name.split('-')[1])
+  rows = [r for r in metrics.read(run.folder / 'run') if r['kind'] == 'train']
+  assert [r['skipped'] for r in rows] == [1, 2, 3, 4] and len({r['param_norm'] for r in rows}) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,11 +213,16 @@ def test_bad_lines_can_be_skipped_and_are_counted(run, capsys):
 
 def test_another_model_data_or_tokenizer_is_not_resumed(again, trained, tmp_path):
   """A checkpoint is continued on other data, or with weights that mean something else."""
-  again.refused('holds another model', 'model.width: 32 -> 64', **{'model.width': 64, 'train.steps': 6})
+  for key, was, now in [('width', 32, 64), ('layers', 1, 2), ('vocab', 290, 320), ('tied', True, False)]:
+    again.refused('holds another model', f'model.{key}: {was} -> {now}', **{f'model.{key}': now, 'train.steps': 6})
   other = tmp_path / 'other.txt'
   other.write_text(TEXT.replace('cat', 'cow'))
   prints = [json.loads(p.read_text())['fingerprint'] for p in trained.glob('rows/readme-train-*/manifest.json')]
   again.refused('the data is not what the checkpoint was trained on', prints[0], 'now', text=other)
+  other.write_text(TEXT + TEXT[:1000])
+  again.refused('fingerprints readme: checkpoint', 'now', text=other)  # more rows
+  both = {'data.sources.readme.files': repr((str(trained / 'text.txt'), str(other)))}
+  again.refused('fingerprints readme: checkpoint', 'now', **both)
   again.refused('batch', 'checkpoint 8, now 16', **{'data.batch': 16, 'train.steps': 6})
   again.refused('seed', 'checkpoint 0, now 1', **{'seed': 1, 'train.steps': 6})
   path = tmp_path / 'other.model'

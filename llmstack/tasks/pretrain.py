@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 
-from llmstack import loop, metrics, optim, sharding
+from llmstack import loop, memory, metrics, optim, sharding, state
 from llmstack import step as steps
 from llmstack.checkpoint import Checkpoints
 from llmstack.data import batch as batches
@@ -71,13 +71,15 @@ def check_samples(config, cfg, tokenizer):
 
 def run(config, workdir):
   """Trains to config.train.steps, resuming from workdir where it can; logs, evaluates, saves and draws the curves."""
-  start.at_least(config, 1, 'train.steps', 'train.log_every', 'train.bad_steps')
-  start.at_least(config, 1, 'checkpoint.every', 'checkpoint.keep', 'checkpoint.keep_every')
-  if not config.optim.clip > 0:
-    raise BadInput(f'optim.clip = {config.optim.clip} must be positive; inf for none')
-  mesh = sharding.make_mesh(**config.mesh)
+  # All that can be wrong without a device is found before one is started.
   srcs = start.data_sources(config)
+  start.check_train(config)
+  start.at_least(config, 1, 'checkpoint.every', 'checkpoint.keep', 'checkpoint.keep_every')
   start.local(config.data.folder, 'data.folder')
+  o = config.optim
+  rate = optim.schedule(kind=o.schedule, lr=o.lr, warmup=o.warmup, steps=config.train.steps, end=o.end, decay=o.decay)
+  tx = optim.make(name=o.name, rate=rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+  mesh = sharding.make_mesh(**config.mesh)
   own = Checkpoints.of(
     start.local(workdir, 'workdir'), keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
     best=config.checkpoint.best and (config.checkpoint.best, 'min'), create=True,
@@ -92,31 +94,37 @@ def run(config, workdir):
   parts, held_out = (start.open_rows(config, srcs, tokenizer, split) for split in ('train', 'eval'))
   weights = {name: c.weight for name, c in config.data.sources.items()}
   mixture = pipeline.Mixture(parts, weights, seed=config.seed, batch=config.data.batch)
-  if origin.resumes:
-    mixture.check(origin.meta['data'])
-  o = config.optim
-  rate = optim.schedule(kind=o.schedule, lr=o.lr, warmup=o.warmup, steps=config.train.steps, end=o.end, decay=o.decay)
-  tx = optim.make(name=o.name, rate=rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+  origin.check_data(mixture)
   loss_fn = lm_loss(cfg, z_loss=config.train.z_loss, chunk=config.train.loss_chunk)
   peak = metrics.peak_flops()
 
-  with jax.set_mesh(mesh):
-    st = origin.state(fresh, tx, mesh)
-    first = int(st.step)
+  window = config.train.spike_window if config.train.spike_sigma is not None else 0
+  budget = memory.Budget(
+    microbatches=config.train.microbatches, remat=config.model.remat, fsdp=config.mesh.fsdp, batch=config.data.batch
+  )
+
+  with jax.set_mesh(mesh), budget:
+    first = origin.step if origin.resumes else 0
     if first >= config.train.steps:
       start.say(f'nothing to do: {workdir} is at step {first} and train.steps is {config.train.steps}')
       return
-    own.check_space(st)
+    target = state.shapes_of(fresh, tx, mesh, window)
+    update = jax.jit(
+      steps.make_step(
+        loss_fn, tx, seed=config.seed, microbatches=config.train.microbatches, clip=o.clip,
+        spike_sigma=config.train.spike_sigma,
+      ),
+      donate_argnums=0,
+      out_shardings=(jax.tree.map(lambda x: x.sharding, target), None),
+    )  # fmt: skip
+    update = update.lower(target, None, start.batch_shapes(config, mesh)).compile()
     start.say(
       f'{parameters(cfg)[0] / 1e6:.2f}M parameters, {config.data.batch * config.data.length} tokens per step, '
-      f'{dict(mesh.shape)} on {jax.devices()[0].device_kind}'
+      f'{dict(mesh.shape)} on {jax.devices()[0].device_kind}; {budget.check(update)}'
     )
     metrics.write(os.path.join(workdir, 'config.json'), json.dumps(config.to_dict(), indent=2))
-    update = jax.jit(
-      steps.make_step(loss_fn, tx, seed=config.seed, microbatches=config.train.microbatches, clip=o.clip),
-      donate_argnums=0,
-      out_shardings=(jax.tree.map(lambda x: x.sharding, st), None),
-    )
+    st = origin.state(fresh, tx, mesh, window)
+    own.check_space(st)
     place = lambda batch: sharding.place(batch, mesh)  # noqa: E731
     log = metrics.Metrics(workdir, resume_step=first, tensorboard=config.train.tensorboard)
 

@@ -8,10 +8,13 @@ import os
 import sys
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 
 from llmstack import sharding, state
 from llmstack.checkpoint import Checkpoints, differences
 from llmstack.data import packing, pipeline, sources
+from llmstack.data.batch import targets
 from llmstack.data.tokenizer import Tokenizer, train
 from llmstack.errors import BadInput
 from llmstack.model import ModelConfig, check_attention, describe
@@ -151,28 +154,53 @@ class Origin:
     elif config.checkpoint.init_from:
       self.kind, self._from = 'init_from', Checkpoints.of(config.checkpoint.init_from)
     self.resumes = self.kind in ('own', 'resume_from')
+    self.retokenized = False  # tokenizer.override took another tokenizer than the checkpoint's
     self.step, self.meta = self._from.meta() if self._from else (0, None)
     self.where = f'checkpoint {self._from.folder}/{self.step}' if self._from else ''
     if self.resumes and self.meta['data'] is None:
       raise BadInput(f'{self.where} holds parameters only: give its workdir as checkpoint.init_from')
 
   def tokenizer(self, config, srcs):
-    """Returns the checkpoint's tokenizer, or the config's from scratch. Raises: BadInput where they differ."""
+    """Returns the checkpoint's tokenizer, or the config's from scratch or where tokenizer.override asks for it.
+
+    Raises: BadInput where they differ, or where the other one does not fit the model.
+    """
+    c = config.tokenizer
     if self.meta is None:
       return tokenizer_for(config, srcs)
     saved = saved_tokenizer(self.meta)
-    if config.tokenizer.path is not None:
-      given = Tokenizer(config.tokenizer.path)
-      if saved.fingerprint != given.fingerprint:
+    if c.path is not None:
+      given = Tokenizer(c.path)
+      if saved.fingerprint == given.fingerprint:
+        return saved
+      differ = (
+        f'{self.where} was trained with tokenizer {saved.fingerprint} of {saved.vocab} entries and tokenizer.path is '
+        f'{given.fingerprint} of {given.vocab}'
+      )
+      if not c.override:
         raise BadInput(
-          f'{self.where} was trained with tokenizer {saved.fingerprint} of {saved.vocab} entries and tokenizer.path is '
-          f'{given.fingerprint} of {given.vocab}: leave tokenizer.path out to use the one in the checkpoint'
+          f'{differ}: leave tokenizer.path out to use the one in the checkpoint, or set tokenizer.override=True'
         )
-    elif self.resumes:
-      was = self.meta['config']['tokenizer']
-      if was['path'] is None and (lines := differences(was, config.tokenizer.to_dict(), 'tokenizer.')):
+      room = self.meta['model']['vocab']
+      if (given.vocab if config.model.vocab is None else config.model.vocab) != room or given.vocab > room:
+        fix = f'set model.vocab={room}' if given.vocab <= room else f'give one of at most {room} entries'
+        raise BadInput(f'{differ}, but the model has model.vocab = {room}: {fix}')
+      data = ', and step k reads batch k of the rows packed with it' if self.resumes else ''
+      say(f'{differ}: tokenizer.override takes the latter{data}')
+      self.retokenized = True
+      return given
+    if self.resumes:
+      both = self.meta['config']['tokenizer'], c
+      was, now = ({k: t[k] for k in ('path', 'kind', 'vocab')} for t in both)
+      if was['path'] is None and (lines := differences(was, now, 'tokenizer.')):
         raise BadInput('\n'.join([f'{self.where} has another tokenizer (checkpoint -> config):', *lines]))
     return saved
+
+  def check_data(self, mixture):
+    """Returns nothing; raises BadInput where a run would continue on other data than it was trained on."""
+    if self.resumes:
+      now = {'fingerprints': mixture.position(0)['fingerprints']} if self.retokenized else {}
+      mixture.check(self.meta['data'] | now)
 
   def check_model(self, cfg):
     """Returns nothing; raises BadInput that prints every difference of the two models."""
@@ -187,25 +215,47 @@ class Origin:
     if lines:
       say('\n'.join(['the same parameters, run in another way (checkpoint -> config):', *lines]))
 
-  def state(self, init_params, tx, mesh):
-    """Returns the TrainState on the mesh."""
-    target = state.shapes_of(init_params, tx, mesh)
+  def state(self, init_params, tx, mesh, window):
+    """Returns the TrainState on the mesh. window: of the spike rule, which may begin, end or change at a resume."""
     if self.resumes:
       say(f'continuing from step {self.step} of {self._from.folder}')
-      return self._from.restore(target, self.step)[0]
+      _, (had,) = self.meta['tree'].get('recent/loss', (None, (0,)))
+      st = self._from.restore(state.shapes_of(init_params, tx, mesh, had), self.step)[0]
+      if had == window:
+        return st
+      say(f'the spike rule looked back on {had} steps and now does on {window}: its history begins anew')
+      return state.forget(st, mesh, window)
     if self.kind == 'init_from':
       say(f'parameters from step {self.step} of {self._from.folder}')
-      return state.around(self._from.restore({'params': target.params}, self.step)[0]['params'], tx, mesh)
-    return state.init_sharded(init_params, tx, mesh)
+      params = state.shapes_of(init_params, tx, mesh).params
+      return state.around(self._from.restore({'params': params}, self.step)[0]['params'], tx, mesh, window)
+    return state.init_sharded(init_params, tx, mesh, window)
 
 
-def check_layout(config, cfg, init_params, mesh):
-  """Returns nothing; raises BadInput where batch, length, attention or a parameter does not fit the mesh."""
-  at_least(config, 1, 'train.microbatches', 'train.loss_chunk')
+def check_train(config):
+  """Returns nothing; raises BadInput for what is wrong in the train and optim sections, on whatever devices."""
+  at_least(config, 1, 'train.steps', 'train.log_every', 'train.bad_steps', 'train.microbatches', 'train.loss_chunk')
+  at_least(config, 4, 'train.spike_window')
   batch, parts, chunk = config.data.batch, config.train.microbatches, config.train.loss_chunk
   if batch % parts:
     raise BadInput(f'data.batch = {batch} is not divisible by train.microbatches = {parts}')
   if chunk is not None and config.data.length % chunk:
     raise BadInput(f'train.loss_chunk = {chunk} does not divide data.length = {config.data.length}')
-  sharding.check_divisible(jax.eval_shape(init_params), mesh, B=batch // parts, T=config.data.length)
+  if not config.optim.clip > 0:
+    raise BadInput(f'optim.clip = {config.optim.clip} must be positive; inf for none')
+  if config.train.spike_sigma is not None and not config.train.spike_sigma > 0:
+    raise BadInput(f'train.spike_sigma = {config.train.spike_sigma} must be positive; None for none')
+
+
+def check_layout(config, cfg, init_params, mesh):
+  """Returns nothing; raises BadInput where batch, length, attention or a parameter does not fit the mesh."""
+  rows = config.data.batch // config.train.microbatches
+  sharding.check_divisible(jax.eval_shape(init_params), mesh, B=rows, T=config.data.length)
   check_attention(cfg, mesh, config.data.length)
+
+
+def batch_shapes(config, mesh):
+  """Returns the Batch of one step as ShapeDtypeStructs that carry their shardings."""
+  row = np.zeros((1, config.data.length + 1), np.int32)
+  shapes = {k: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype) for k, x in targets(row, row).items()}
+  return sharding.laid_out(shapes, {k: NamedSharding(mesh, sharding.spec('BT')) for k in shapes})
