@@ -33,7 +33,7 @@ def _model(**sizes):
   c.dropout = 0.0
   c.init_std = 0.02
   c.dtype = 'float32'  # compute: float32 | bfloat16
-  c.attention = 'einsum'  # einsum | xla | cudnn (GPU, bfloat16) | splash (TPU)
+  c.attention = 'blocks'  # blocks | einsum | xla | cudnn (GPU, bfloat16) | splash (TPU)
   c.scan = False  # one compiled layer instead of `layers`: compiles faster, runs slower on a CPU
   c.remat = 'none'  # none | dots | full
   c.update(sizes)

@@ -39,10 +39,12 @@ def run(kernel, q, k, v, positions, segments, **how):
   'name, T, N, K, window, softcap',
   [
     ('xla', 24, 4, 2, 5, None),
+    ('blocks', 200, 4, 2, 90, 5.0),  # 4 blocks, the last one short, of which two are outside the window
     ('splash', 384, 4, 2, 150, 5.0),  # 3 x 3 blocks, of which one is outside the window
     *(
       pytest.param(*case, marks=SLOW)
       for case in [
+        ('blocks', 200, 4, 4, 200, None), ('blocks', 1100, 2, 1, 65, None), ('blocks', 64, 4, 1, 1, 2.0),
         ('xla', 24, 4, 4, 24, None), ('xla', 24, 4, 1, 1, None), ('splash', 128, 4, 4, 128, None),
         ('splash', 128, 4, 1, 7, None), ('splash', 256, 2, 2, 256, 2.0), ('splash', 384, 4, 1, 384, None),
         ('splash', 1024, 2, 1, 100, None), ('splash', 384, 4, 2, 1, 3.0),
@@ -73,7 +75,7 @@ def loss_and_grad(cfg, params, b):
     *(
       pytest.param(family, dict(attention=name, scan=scan, remat=remat) | cap, T, size, marks=SLOW)
       for family in FAMILIES
-      for name, T, cap in [('xla', 24, dict(attn_softcap=None)), ('splash', 128, {})]
+      for name, T, cap in [('blocks', 130, {}), ('xla', 24, dict(attn_softcap=None)), ('splash', 128, {})]
       for scan, remat in [(True, 'dots'), (False, 'none'), (False, 'full')]
       for size in [None, (2, 2, 2)]
       if family != 'gemma_tiny' or size is None  # one kv head
