@@ -6,7 +6,8 @@
 
 `params` is a nested dict of float32 arrays: {'embed': {'w'}, 'layers': {...}, 'final_norm': ...}. Layers
 are always stacked on a leading L, whether they are scanned or unrolled, so that a checkpoint does not
-know how it was run. A cache is unrolled, because its layers may differ in length.
+know how it was run. A cache is unrolled, because its layers may differ in length; `unroll(cfg, params)` does the
+same to parameters, for whoever calls `forward` in a loop: slicing them anew for each token would copy every weight.
 """
 
 import dataclasses
@@ -106,12 +107,18 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
     x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1] if mixed else windows[0], rng=l[2])[0], None), x, per_layer)
   else:
     out = []
-    for i, layer_params in enumerate(unstack(params['layers'], cfg.layers)):
+    for i, layer_params in enumerate(unroll(cfg, params)['layers']):
       layer = None if cache is None else cache[i]
       x, layer = block(x, layer_params, windows[i], layer, None if rngs is None else rngs[i])
       out.append(layer)
     cache = None if cache is None else out
   return final_norm(cfg).apply({'params': params['final_norm']}, x), cache
+
+
+def unroll(cfg, params):
+  """Returns the parameters with a list over layers in place of the leading L; itself where it is one already."""
+  layers = params['layers']
+  return params if isinstance(layers, list) else params | {'layers': unstack(layers, cfg.layers)}
 
 
 def unembed(cfg, params, hidden):

@@ -12,7 +12,7 @@ from llmstack.checkpoint import Checkpoints
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import allocate, described, init
+from llmstack.model import allocate, described, init, unroll
 from llmstack.tasks import start
 
 
@@ -104,7 +104,7 @@ def stream(cfg, params, tokenizer, prompt, *, new_tokens, seed, stop=(), **how):
 
 
 def load(workdir, step, mesh):
-  """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh."""
+  """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh, parameters unrolled for decoding."""
   saved = Checkpoints.of(workdir)
   step, meta = saved.meta(step)
   cfg = described(meta['model'])
@@ -112,7 +112,7 @@ def load(workdir, step, mesh):
   sharding.check_divisible(shapes, mesh)
   target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
   params = saved.restore({'params': target}, step)[0]['params']
-  return cfg, params, start.saved_tokenizer(meta), step
+  return cfg, jax.jit(unroll, static_argnums=0)(cfg, params), start.saved_tokenizer(meta), step
 
 
 def run(config, workdir):
