@@ -23,7 +23,7 @@ from llmstack.errors import BadInput, Diverged, SaveFailed
 
 # llmstack/tasks/<name>.py, function run(config, workdir)
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot')
-VERBS = ('checkpoints', 'report')  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
+VERBS = ('checkpoints', 'report', 'bench')  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
 
 
 def load(path):

@@ -34,15 +34,17 @@ class ModelConfig:
   dropout: float  # on embeddings and on each branch's output; none on attention weights
   init_std: float  # wo and w_down are further divided by sqrt(2 L)
   dtype: str  # compute: 'float32' | 'bfloat16'; parameters are float32
-  attention: str  # of packed rows: 'einsum' (the reference) | 'blocks' (CPU) | 'xla' | 'cudnn' | 'splash'; a cache uses einsum
+  attention: (
+    str  # of packed rows: 'einsum' (the reference) | 'blocks' (CPU) | 'xla' | 'cudnn' | 'splash'; a cache uses einsum
+  )
   scan: bool  # lax.scan over layers instead of unrolling; parameters are stacked either way
   remat: str  # 'none' | 'dots' (keep matmul outputs) | 'full' (keep layer inputs)
 
   def __post_init__(self):
     object.__setattr__(self, 'windows', tuple(self.windows))
     choices = dict(
-      norm=('rms', 'layer'), act=('silu', 'gelu'), positions=('rope', 'learned'),
-      dtype=('float32', 'bfloat16'), attention=('einsum', 'blocks', 'xla', 'cudnn', 'splash'), remat=('none', 'dots', 'full'),
+      norm=('rms', 'layer'), act=('silu', 'gelu'), positions=('rope', 'learned'), dtype=('float32', 'bfloat16'),
+      attention=('einsum', 'blocks', 'xla', 'cudnn', 'splash'), remat=('none', 'dots', 'full'),
     )  # fmt: skip
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:

@@ -1,0 +1,248 @@
+"""`llmstack bench train|decode|data --size S|M|L`: one JSON line, so that runs can be paired with those of others.
+
+Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 64 tokens x 12 rows, 65 entries;
+M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000, all with GPT-2's blocks for `train` and `data`.
+`decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
+Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
+"""
+
+import argparse
+import dataclasses
+import glob
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmstack import metrics, optim, sharding, state
+from llmstack import step as steps
+from llmstack.data import batch as batches
+from llmstack.data import packing, pipeline
+from llmstack.errors import BadInput
+from llmstack.infer import decode
+from llmstack.infer.sampling import Sampling
+from llmstack.model import ModelConfig, init, parameters, train_flops_per_token, unroll
+from llmstack.tasks.pretrain import lm_loss
+
+SIZES = {  # layers, width, heads, length, batch, vocabulary, microbatches
+  'S': (4, 128, 4, 64, 12, 65, 1),
+  'M': (6, 384, 6, 256, 16, 65, 8),
+  'L': (12, 768, 12, 512, 4, 32_000, 4),
+}
+PROMPT, NEW = 64, 128  # tokens
+
+
+def model(layers, width, heads, length, vocab, **changes):
+  """Returns a GPT-2 of these sizes, with `changes`."""
+  return ModelConfig(**dict(
+    vocab=vocab, layers=layers, width=width, heads=heads, kv_heads=heads, head_width=width // heads, ff=4 * width,
+    length=length, norm='layer', norm_eps=1e-5, post_norm=False, act='gelu', gated=False, bias=False,
+    positions='learned', rope_theta=1e4, qk_norm=False, attn_softcap=None, logit_softcap=None, windows=(), tied=True,
+    scale_embed=False, dropout=0.0, init_std=0.02, dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16',
+    attention='blocks', scan=False, remat='none',
+  ) | changes)  # fmt: skip
+
+
+def age():
+  """Returns seconds since this process was started, Python's own start included. Linux only."""
+  with open('/proc/self/stat') as f, open('/proc/uptime') as up:
+    return float(up.read().split()[0]) - int(f.read().rsplit(') ')[-1].split()[19]) / os.sysconf('SC_CLK_TCK')
+
+
+def peak_rss():
+  """Returns the most memory that this process has held, MB."""
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def timed(f, n):
+  """Returns seconds of n calls. f() must wait for its result."""
+  out = []
+  for _ in range(n):
+    t = time.perf_counter()
+    f()
+    out.append(time.perf_counter() - t)
+  return out
+
+
+def bandwidth():
+  """Returns bytes/s at which memory is read: the sum of 512 MB."""
+  x = jax.block_until_ready(jnp.ones((2**27,), jnp.float32))
+  read = jax.jit(lambda x: jnp.sum(x.reshape(8, -1), axis=1))
+  jax.block_until_ready(read(x))
+  return x.nbytes / min(timed(lambda: jax.block_until_ready(read(x)), 5))
+
+
+def train(args):
+  """Returns the figures of the train step: AdamW, clipping, random rows, the next batch placed in between."""
+  layers, width, heads, length, rows, vocab, microbatches = SIZES[args.size]
+  microbatches = args.microbatches or microbatches
+  cfg = model(layers, width, heads, length, vocab, **args.model)
+  mesh = sharding.make_mesh()
+  tx = optim.make(name='adamw', rate=lambda _: 1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  loss_fn = lm_loss(cfg, z_loss=0.0, chunk=None)
+  r = np.random.RandomState(0)
+
+  def batch():
+    made = batches.targets(r.randint(0, vocab, (rows, length + 1)).astype(np.int32), np.ones((rows, length + 1), int))
+    return sharding.place(made, mesh)
+
+  with jax.set_mesh(mesh):
+    st = state.init_sharded(lambda: init(cfg, jax.random.key(0)), tx, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, st)
+    update = jax.jit(
+      steps.make_step(loss_fn, tx, seed=0, microbatches=microbatches, clip=1.0), donate_argnums=0,
+      out_shardings=(shardings, None),
+    )  # fmt: skip
+    begun = time.perf_counter()
+    compiled = update.lower(st, None, batch()).compile()
+    compile_s = time.perf_counter() - begun
+    box = [st]
+    del st
+
+    def one():
+      box[0], measured = compiled(box[0], None, batch())
+      jax.block_until_ready(measured)
+
+    one()
+    first = age()
+    one()
+    seconds = timed(one, args.steps)
+    rss = peak_rss()  # before the matmul below
+    table = profile(one, args.profile)
+  step_s = float(np.median(seconds))
+  flops, limit = train_flops_per_token(cfg, length) * rows * length, metrics.peak_flops()
+  return {
+    'tokens_per_s': rows * length / step_s, 'step_ms': step_s * 1e3, 'steps_ms': [s * 1e3 for s in seconds],
+    'first_step_s': first, 'compile_s': compile_s, 'peak_rss_mb': rss, 'temp_mb':
+    compiled.memory_analysis().temp_size_in_bytes / 1e6, 'parameters': parameters(cfg)[0], 'microbatches': microbatches,
+    'gflops': flops / step_s / 1e9, 'limit_gflops': limit and limit / 1e9, 'mfu': limit and flops / step_s / limit,
+  }, table  # fmt: skip
+
+
+def generate(args):
+  """Returns the figures of generation, prefill included, and of one token at two places of a 1,024 cache."""
+  cfg = model(12, 768, 12, 1024, 32_000, norm='rms', ff=2048, act='silu', gated=True, positions='rope', tied=False)
+  cfg = dataclasses.replace(cfg, **args.model)
+  params = jax.jit(lambda: unroll(cfg, init(cfg, jax.random.key(0))))()
+  rows = args.batch
+  tokens = jnp.asarray(np.random.RandomState(0).randint(0, cfg.vocab, (rows, PROMPT)), jnp.int32)
+  lengths = jnp.full((rows,), PROMPT, jnp.int32)
+  keys, stops = decode.row_keys(range(rows)), decode.stop_table([])
+  greedy = Sampling.of(rows, cfg.vocab, temperature=0.0)
+
+  def one(new_tokens=NEW):
+    jax.block_until_ready(
+      decode.generate(cfg, params, tokens, lengths, keys, greedy, stops, new_tokens=new_tokens, pad=0)
+    )
+
+  begun = time.perf_counter()
+  one()
+  first, call_s = age(), time.perf_counter() - begun
+  seconds = timed(one, args.steps)
+  table = profile(one, args.profile)
+  total = float(np.median(seconds))
+  token = jax.jit(decode.decode_one, static_argnums=0, donate_argnums=2)
+  prefill = jax.jit(decode.prefill, static_argnums=0, donate_argnums=4)
+  at = {}
+  for place in (100, 1000):
+    long = jnp.asarray(np.random.RandomState(1).randint(0, cfg.vocab, (rows, place)), jnp.int32)
+    box = [prefill(cfg, params, long, jnp.full((rows,), place, jnp.int32), decode.allocate(cfg, rows, cfg.length))]
+
+    def next_one(box=box):
+      box[0], out = token(cfg, params, box[0], keys, greedy, stops)
+      jax.block_until_ready(out)
+
+    next_one()
+    at[place] = float(np.median(timed(next_one, 15))) * 1e3
+  held, speed = sum(x.nbytes for x in jax.tree.leaves(params)) - cfg.vocab * cfg.width * 4, bandwidth()
+  step_s = at[100] / 1e3
+  return {
+    'batch': rows, 'tokens_per_s': rows * NEW / total, 'seconds': seconds, 'first_call_s': first,
+    'compile_s': call_s - total, 'peak_rss_mb': peak_rss(), 'token_ms_at_100': at[100], 'token_ms_at_1000': at[1000],
+    'limit_gb_per_s': speed / 1e9, 'of_bandwidth': held / step_s / speed,
+  }, table  # fmt: skip
+
+
+def rows(args):
+  """Returns the figures of reading packed rows into batches, as the loop does, without a model."""
+  *_, length, batch, vocab, _ = SIZES[args.size]
+  n, r = max(20_000_000 // length, 1000), np.random.RandomState(0)
+  with tempfile.TemporaryDirectory() as folder:
+    ones = np.ones(length + 1, np.int32)
+    made = ((r.randint(0, vocab, length + 1).astype(np.int32), ones) for _ in range(n))
+    begun = time.perf_counter()
+    fields = dict(tokenizer='', split='train')
+    packing.write_rows(made, f'{folder}/rows', vocab=vocab, seed=0, manifest_fields=fields)
+    written = time.perf_counter() - begun
+    mixture = pipeline.Mixture({'rows': pipeline.Rows(f'{folder}/rows')}, {'rows': 1.0}, seed=0, batch=batch)
+    stop = 10_000_000 // (batch * length)
+    iterator = mixture.iterate(0, stop)
+    next(iterator)
+    first, cpu, begun = age(), time.process_time(), time.perf_counter()
+    for _ in iterator:
+      pass
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    iterator.close()
+  tokens = (stop - 1) * batch * length
+  return {
+    'tokens_per_s': tokens / seconds, 'tokens_per_cpu_s': tokens / cpu, 'rows_written_per_s': n / written,
+    'first_batch_s': first, 'peak_rss_mb': peak_rss(),
+  }, None  # fmt: skip
+
+
+def profile(f, folder):
+  """Returns lines of where the time of f() goes, by XLA operation, and leaves a trace for Perfetto in `folder`."""
+  if folder is None:
+    return None
+  jax.profiler.start_trace(folder)
+  f()
+  jax.profiler.stop_trace()
+  path = max(glob.glob(f'{folder}/**/*.xplane.pb', recursive=True), key=os.path.getmtime)
+  spent, calls = {}, {}
+  for plane in jax.profiler.ProfileData.from_file(path).planes:
+    for line in plane.lines:
+      for event in line.events:
+        # Python's own frames begin with $; a program's total would count its operations twice.
+        if event.name.startswith('$') or any(w in event.name for w in ('Execut', 'Pjit', 'Thread', 'wait', '::')):
+          continue
+        name = re.sub(r'[.\d]+$', '', event.name)
+        spent[name] = spent.get(name, 0) + event.duration_ns / 1e6
+        calls[name] = calls.get(name, 0) + 1
+  total = sum(spent.values())
+  table = sorted(spent, key=spent.get, reverse=True)[:20]
+  lines = [f'{spent[n]:9.1f} ms {spent[n] / total:5.0%} {calls[n]:6d} x  {n}' for n in table]
+  return [*lines, f'{total:9.1f} ms  all operations, over all threads; trace in {os.path.dirname(path)}']
+
+
+BENCHES = {'train': train, 'decode': generate, 'data': rows}
+
+
+def command(argv):
+  """Prints one JSON line, and a table on standard error with --profile."""
+  parser = argparse.ArgumentParser('llmstack bench', description='One JSON line of speed and memory.')
+  parser.add_argument('what', choices=BENCHES)
+  parser.add_argument('--size', choices=SIZES, default='S', help='of train and data')
+  parser.add_argument('--batch', type=int, default=1, help='sequences, of decode')
+  parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode')
+  parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
+  parser.add_argument('--model', type=json.loads, default={}, help='JSON of model settings, {"attention": "einsum"}')
+  parser.add_argument('--profile', metavar='DIR', help='write a trace there and print where the time goes')
+  args = parser.parse_args(argv)
+  for name in args.model:
+    if name not in vars(ModelConfig)['__dataclass_fields__']:
+      raise BadInput(f'--model has no setting {name!r}: see configs/sizes.py')
+  if min(args.batch, args.steps, args.microbatches or 1) < 1:
+    raise BadInput('--batch, --steps and --microbatches must be at least 1')
+  figures, table = BENCHES[args.what](args)
+  figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+  where = {'size': args.size if args.what != 'decode' else 'decode', 'device': jax.devices()[0].device_kind}
+  print(json.dumps({'bench': args.what, **where, 'devices': jax.device_count(), 'jax': jax.__version__} | figures))
+  if table:
+    print('\n'.join(table), file=sys.stderr)
