@@ -152,4 +152,4 @@ def test_a_checkpoint_from_before_the_choice_is_read():
   """A run saved before `attention` was a setting can no longer be sampled."""
   cfg = model('gemma_tiny', vocab=VOCAB)
   old = {k: v for k, v in describe(cfg).items() if k != 'attention'}
-  assert described(old) == cfg == described(describe(cfg))
+  assert described(old) == replace(cfg, attention='einsum') and described(describe(cfg)) == cfg
