@@ -189,18 +189,14 @@ class Pod:
       return False
     return True
 
+  @contextlib.contextmanager
   def first(self, name):
-    """Returns a context that process 0 goes through before the others do: they find what it has written."""
-
-    @contextlib.contextmanager
-    def turn():
-      if self.index:
-        self.meet(f'first/{name}', DAY)
-      yield
-      if not self.index:
-        self.meet(f'first/{name}', DAY)
-
-    return turn()
+    """A context that process 0 goes through before the others do: they find what it has written."""
+    if self.index:
+      self.meet(f'first/{name}', DAY)
+    yield
+    if not self.index:
+      self.meet(f'first/{name}', DAY)
 
   def agree(self, name, facts):
     """Returns nothing where all processes have the same facts; raises BadInput on every one of them where not.
@@ -224,14 +220,8 @@ class Pod:
       self.tell(f'agree/{name}/differences/{self.index}', '\n'.join(lines[:8]))
     self.meet(f'agree/{name}/compared', DAY)
     if differences := self.told(f'agree/{name}/differences'):
-      raise BadInput(
-        '\n'.join(
-          [
-            f'the processes do not agree on the {name}: give each the same command, code and files',
-            *differences.values(),
-          ]
-        )
-      )
+      said = f'the processes do not agree on the {name}: give each the same command, code and files'
+      raise BadInput('\n'.join([said, *differences.values()]))
 
 
 class Watch:
@@ -311,10 +301,12 @@ class Watch:
     if e is None or e is self._printed or isinstance(e, Stopped):
       return
     number, sentence = status(e)
-    if number and self._owner:
-      said = f'a checkpoint in flight was not done {FINISH:.0f} s after the error: ended without it'
-      self._deadline = time.monotonic() + FINISH, number, said
     exhausted = sentence is None and (isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e))
+    foreign = self.pod.count > 1 and type(e).__name__ == 'JaxRuntimeError' and not exhausted
+    patience = FINISH + (self.pod.heartbeat + 5) * foreign
+    if number and self._owner:
+      said = f'a checkpoint in flight was not done {patience:.0f} s after the error: ended without it'
+      self._deadline = time.monotonic() + patience, number, said
     if exhausted and not last:
       return  # memory.Budget makes a sentence of it
     self._printed = e
@@ -323,7 +315,7 @@ class Watch:
       sys.stderr.flush()
     elif sentence:
       say(sentence)
-    if self.pod.count > 1 and type(e).__name__ == 'JaxRuntimeError' and not exhausted:
+    if foreign:
       self._blame()
     if number:
       why = sentence or f'{type(e).__name__}: {e}'
@@ -398,12 +390,12 @@ class Watch:
       self.pod.tell(f'polls/{self.pod.index}', str(self._polls))
       self.pod.meet('polls', self._grace)
       furthest = max(map(int, self.pod.told('polls').values()))
-      self._why, self._last = why, furthest + 1
-      said = f'no place to stop within {self._grace:.0f} s of {why}: ended; the last checkpoint is kept, run it again'
-      self._deadline = time.monotonic() + self._grace, STOPPED, said
       if furthest < 2:  # nobody has finished a step
         say(f'stopped: {why}, before the first step was done; nothing is lost, run the same command again')
         self.leave(STOPPED)
+      self._why, self._last = why, furthest + 1
+      said = f'no place to stop within {self._grace:.0f} s of {why}: ended; the last checkpoint is kept, run it again'
+      self._deadline = time.monotonic() + self._grace, STOPPED, said
     say(f'{why}: stops after this step, within {self._grace:.0f} s')
 
   def _other(self, status, who, why):
@@ -449,14 +441,14 @@ class Watch:
 
   def _stragglers(self):
     """Warns of a process that waits for its data STRAGGLER times as long as the median, and a quarter of the step."""
-    rates = {}
-    for b in self._beats_told():
-      old = self._before.setdefault(b['name'], b)
-      if b['steps'] < old['steps'] + 5:
-        return
-      rates[b['name']] = [(b[k] - old[k]) / (b['steps'] - old['steps']) for k in ('host', 'now')]
-      self._before[b['name']] = b
-    middle = statistics.median_low(host for host, _ in rates.values()) if rates else 0
+    beats = {b['name']: b for b in self._beats_told()}
+    old = {name: self._before.setdefault(name, b) for name, b in beats.items()}
+    steps = {name: b['steps'] - old[name]['steps'] for name, b in beats.items()}
+    if min(steps.values(), default=0) < 5:
+      return
+    rates = {name: [(b[k] - old[name][k]) / steps[name] for k in ('host', 'now')] for name, b in beats.items()}
+    self._before = beats
+    middle = statistics.median_low(host for host, _ in rates.values())
     for name, (host, step) in rates.items():
       if host > max(STRAGGLER * middle, step / 4) and time.monotonic() > self._warned.get(name, 0):
         self._warned[name] = time.monotonic() + 600
