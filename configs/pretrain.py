@@ -99,6 +99,10 @@ def get_config(size='tiny'):
   }[size]
   c.eval.new_tokens = (16, 48, 64)[pick]
 
+  c.runtime = ConfigDict()
+  c.runtime.hang_s = 900.0  # without a finished step, evaluation batch or save; longer than any compilation
+  c.runtime.grace_s = 120.0  # from SIGTERM to the end, at most
+
   c.checkpoint = ConfigDict()
   c.checkpoint.every = (10, 400, 500)[pick]  # steps
   c.checkpoint.keep = 3  # newest

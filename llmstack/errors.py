@@ -14,3 +14,7 @@ class Diverged(RuntimeError):
 
 class SaveFailed(RuntimeError):
   """Checkpoints cannot be written; names the step, the cause and the newest one that is whole. Status 1."""
+
+
+class Stopped(RuntimeError):
+  """The run was asked to stop and has: what it did is saved, and the same command goes on. Status 42."""

@@ -1,29 +1,33 @@
 """The offline loop: dispatch step k, read the numbers of k-1, evaluate, save."""
 
+import concurrent.futures
 import os
+import sys
 import time
 
 import jax
 import numpy as np
 
-from llmstack.errors import Diverged
+from llmstack import runtime
+from llmstack.errors import Diverged, Stopped
 from llmstack.metrics import clock
 
 
 def fit(
   state, step, batches, *, steps, metrics, checkpoints, meta, evaluate, log_every, eval_every, save_every,
-  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, crc, rate,
+  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, watch, owed,
 ):  # fmt: skip
   """Returns the state after `steps` steps.
 
   step: (state, batch) -> (state, measurements), jitted. batches: iterator of host batches from state.step on.
   evaluate: (step, state) -> {metric: float}, called every `eval_every` steps and at the end; it logs by itself.
-  meta: step -> JSON for the checkpoint. place: host batch -> device batch. crc: host batch -> int.
-  rate: updates done -> learning rate of the next one, for the log.
-  bad_steps: non-finite updates in a row after which the run stops. The arguments are otherwise numbers.
+  meta: step -> JSON for the checkpoint. place: host batch -> device batch.
+  bad_steps: non-finite updates in a row after which the run stops. watch: runtime.Watch, asked before every step.
+  owed: whether an evaluation of the state at hand is missing. The arguments are otherwise numbers.
 
   The device never waits for the host's arithmetic: measurements are read one step late. `input_share` is the
   share of wall-clock that the loop spent waiting for a batch.
+  Raises: Stopped, after the last step is saved, where `watch` says so; Diverged.
   """
   first = int(state.step)
   pending = None
@@ -32,14 +36,17 @@ def fit(
 
   def read(k, batch, measured):
     """Logs step k (1-based); the transfer waits for the device to finish it."""
+    watch.beat('waiting for the device')
     values = {name: x.item() for name, x in jax.device_get(measured).items()}
+    watch.beat('log', done=k)
+    values['crc'] = f'{values["crc"]:08x}'
     window['steps'] += 1
     if values['streak'] >= bad_steps:
       path = os.path.join(workdir, f'nonfinite-{k}-process{jax.process_index()}.npz')
       np.savez(path, **batch)
       raise Diverged(
         f'loss or gradients were not finite in {values["streak"]} updates in a row, the last at step {k} '
-        f'(batch {k - 1}, crc {crc(batch):08x}, written to {path}): parameters are those of before; lower optim.lr, '
+        f'(batch {k - 1}, crc {values["crc"]}, written to {path}): parameters are those of before; lower optim.lr, '
         f'look at that batch, or raise train.bad_steps = {bad_steps}'
       )
     if k % log_every and k != steps and k != first + 1:
@@ -48,8 +55,6 @@ def fit(
     seconds = now - window['start']
     speed = window['steps'] * tokens_per_step / seconds
     values |= {
-      'crc': f'{crc(batch):08x}',
-      'lr': float(rate(k - 1 - values['skipped'])),
       'tokens_per_step': tokens_per_step,
       'tokens_per_s': speed,
       'input_share': window['wait'] / seconds,
@@ -69,25 +74,58 @@ def fit(
       end=k == steps,
     )
 
+  def fetch():
+    """Returns the next batch, or None where the run is to stop without waiting for it."""
+    future = reader.submit(next, batches)
+    while not future.done():
+      concurrent.futures.wait([future], timeout=0.2)
+      if watch.urgent and not future.done():
+        return None
+    return future.result()
+
+  at = saved = first
+  stalled = False
+  reader = concurrent.futures.ThreadPoolExecutor(1, 'data')
   try:
-    for k in range(first + 1, steps + 1):
+    if owed:
+      evaluate(first, state)
+    while at < steps and not watch.poll():
       t = time.perf_counter()
-      batch = next(batches)
+      watch.beat(runtime.DATA)
+      batch = fetch()
+      stalled = batch is None
+      if stalled:
+        break
       window['wait'] += time.perf_counter() - t
+      watch.beat('the step')
       state, measured = step(state, place(batch))
+      at += 1
       if pending:
         read(*pending)
-      pending = (k, batch, measured)
+      pending = (at, batch, measured)
       checkpoints.poll()
-      if k % eval_every == 0 or k % save_every == 0 or k == steps:
+      if at % eval_every == 0 or at % save_every == 0 or at == steps:
         read(*pending)  # a state whose step failed is neither evaluated nor saved
         pending = None
         paused = time.perf_counter()
-        scores = evaluate(k, state) if k % eval_every == 0 or k == steps else {}
-        if k % save_every == 0 or k == steps:
-          checkpoints.save(k, state, meta(k), scores)
+        scores = evaluate(at, state) if at % eval_every == 0 or at == steps else {}
+        if at % save_every == 0 or at == steps:
+          watch.beat('saving')
+          checkpoints.save(at, state, meta(at), scores)
+          saved = at
         window['start'] += time.perf_counter() - paused
+    if pending:
+      read(*pending)
+    if saved < at:
+      watch.beat('saving')
+      checkpoints.save(at, state, meta(at))
   finally:
+    watch.ending(sys.exception())  # before anything waits
     checkpoints.wait()
-    batches.close()
+    watch.beat(None)
+    reader.shutdown(wait=False)
+    if not stalled:
+      batches.close()
+  if watch.stopping or at < steps:
+    raise Stopped(f'{watch.why}; step {at} of {steps} is saved, run the same command again to go on')
   return state

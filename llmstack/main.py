@@ -5,8 +5,15 @@
 A verb in place of the flags runs VERBS[verb](arguments): `llmstack report runs/tiny`. `python -m llmstack.main` is
 `llmstack`.
 
-Exit status: 0 done; 1 a bug, or training diverged; 78 the configuration, data or checkpoint is wrong, which no
-retry will mend; 130 interrupted.
+On several hosts, the same command on each: TPU hosts and tasks of SLURM find each other, others are told
+
+    llmstack --coordinator HOST:PORT --processes 2 --process 0 --config ... --workdir SHARED
+
+where HOST is that of process 0, and workdir and data.folder are storage that all of them see.
+
+Exit status: 0 done; 42 stopped safely or hung, restart me; 1 a bug, or training diverged; 78 the configuration, data
+or checkpoint is wrong, which no retry will mend; 130 interrupted. SIGTERM and Ctrl-C stop training at the next step,
+save it, and end with 42; Ctrl-C twice ends at once. `llmstack supervise -- COMMAND` restarts what may be restarted.
 """
 
 import importlib
@@ -19,11 +26,14 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from llmstack.errors import BadInput, Diverged, SaveFailed
+from llmstack import runtime
+from llmstack.errors import BadInput
 
 # llmstack/tasks/<name>.py, function run(config, workdir)
 TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot')
-VERBS = ('checkpoints', 'report', 'bench')  # llmstack/tasks/<name>.py, function command(argv) -> exit status or None
+TRAINING = ('pretrain',)  # of these, which stop safely
+PODS = ('pretrain', 'sample')  # of these, which run on several hosts
+VERBS = ('bench', 'checkpoints', 'report', 'supervise')  # function command(argv) -> exit status or None
 
 
 def load(path):
@@ -42,10 +52,15 @@ def load(path):
 
 
 def parse(argv):
-  """Returns (config, workdir) from the command line. Raises: BadInput with a sentence for each mistake."""
+  """Returns (config, flags) from the command line. Raises: BadInput with a sentence for each mistake."""
   first, second = flags.FlagValues(), flags.FlagValues()
   flags.DEFINE_string('config', None, 'configs/NAME.py:SIZE', flag_values=first)
   flags.DEFINE_string('workdir', None, 'folder for everything that this run writes', flag_values=first)
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=first)
+  flags.DEFINE_integer('processes', None, 'how many there are', flag_values=first)
+  flags.DEFINE_integer('process', None, 'which one this is, from 0', flag_values=first)
+  flags.DEFINE_float('patience', 1800.0, 'seconds that the other processes have to come', flag_values=first)
+  flags.DEFINE_float('heartbeat', 60.0, 'seconds after which a silent process counts as dead', flag_values=first)
   try:
     rest = first(argv, known_only=True)
   except flags.Error as e:
@@ -64,31 +79,30 @@ def parse(argv):
     raise BadInput(' '.join(str(e).split())) from None
   if rest:
     raise BadInput(f'{" ".join(rest)} is not a flag: settings are written --config.a.b=value')
-  return config, first.workdir
+  return config, first
 
 
 def cli(argv=None):
-  """Runs one task or verb and exits with its status."""
-  argv = sys.argv if argv is None else argv
-  try:
+  """Runs one task or verb and exits with its status. argv: None for the process's own, which it may then end."""
+  own = argv is None
+  argv = sys.argv if own else argv
+  with runtime.begin() as watch:
     if len(argv) > 1 and argv[1] in VERBS:
       sys.exit(importlib.import_module(f'llmstack.tasks.{argv[1]}').command(argv[2:]))
-    config, workdir = parse(argv)
+    config, given = parse(argv)
     if config.task not in TASKS:
       raise BadInput(f'config.task = {config.task!r}: choose one of {", ".join(TASKS)}')
-    importlib.import_module(f'llmstack.tasks.{config.task}').run(config, workdir)
-  except BadInput as e:
-    print(f'\nerror: {e}', file=sys.stderr)
-    sys.exit(78)
-  except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as e:
-    print(f'\nerror: {e.filename}: {e.strerror}: give another path', file=sys.stderr)
-    sys.exit(78)
-  except (Diverged, SaveFailed) as e:
-    print(f'\nstopped: {e}', file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    print('\nstopped; the last checkpoint is kept', file=sys.stderr)
-    sys.exit(130)
+    if own and config.task in TRAINING:
+      watch.start()
+    where = given.coordinator, given.processes, given.process
+    watch.pod = runtime.Pod.join(*where, patience=given.patience, heartbeat=given.heartbeat)
+    if own and watch.pod.count > 1 and config.task not in TRAINING:
+      watch.start()
+    if watch.pod.count > 1 and config.task not in PODS:
+      raise BadInput(f'{config.task} runs in one process, and here are {watch.pod.count}: leave out --processes')
+    facts = {'code': runtime.code(), 'workdir': given.workdir, 'config': config.to_dict()}
+    watch.pod.agree('settings', facts)
+    importlib.import_module(f'llmstack.tasks.{config.task}').run(config, given.workdir)
 
 
 if __name__ == '__main__':

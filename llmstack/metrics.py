@@ -23,9 +23,10 @@ PEAK = {
 def peak_flops():
   """Returns FLOP/s of all devices together: the data sheet's, or on a CPU what a large float32 matmul reaches.
 
-  Emulated CPU devices share the same cores, so a CPU counts once. None for an accelerator that is not in PEAK.
+  Emulated CPU devices share the same cores, so a CPU counts once for each process. None for an accelerator that is
+  not in PEAK.
   """
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   if device.platform != 'cpu':
     known = [v for k, v in PEAK.items() if device.device_kind.startswith(k)]
     return known[0] * jax.device_count() if known else None
@@ -38,7 +39,7 @@ def peak_flops():
     t = time.perf_counter()
     f(x).block_until_ready()
     times.append(time.perf_counter() - t)
-  return 2 * n**3 / min(times)
+  return 2 * n**3 / min(times) * jax.process_count()
 
 
 def clock(seconds):

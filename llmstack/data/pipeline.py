@@ -54,7 +54,7 @@ class Rows:
 
   def read(self, rows):
     """Returns (tokens int32[n,T+1], segments int32[n,T+1]) of these rows, in this order."""
-    records = self._records.__getitems__([int(row) for row in rows])
+    records = self._records.__getitems__([int(row) for row in rows]) if len(rows) else []
     stored = np.frombuffer(b''.join(records), self._dtype)
     return stored['tokens'].astype(np.int32), stored['segments'].astype(np.int32)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from llmstack import sharding
 from llmstack.checkpoint import Checkpoints
@@ -60,10 +61,10 @@ def complete(cfg, params, tokenizer, prompts, *, mesh, new_tokens, seeds, stop=(
   eos = decode.stop_table([] if tokenizer.eos is None else [[tokenizer.eos]])
   with jax.set_mesh(mesh):
     out = decode.generate(
-      cfg, params, jnp.asarray(tokens), jnp.asarray(lengths), decode.row_keys([*seeds] + [0] * extra),
+      cfg, params, tokens, lengths, decode.row_keys([*seeds] + [0] * extra),
       Sampling.of(len(tokens), cfg.vocab, **how), eos, new_tokens=new_tokens, pad=tokenizer.pad,
     )  # fmt: skip
-  out = jax.device_get(out)
+  out = multihost_utils.process_allgather(out, tiled=True)
   texts = []
   for i, ids in enumerate(prompts):
     sampled = out.tokens[i][out.sampled[i]]
@@ -122,6 +123,8 @@ def run(config, workdir):
   stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
   if '' in stop:
     raise BadInput('stop has an empty string, which ends every completion at once: leave it out')
+  if config.interactive and jax.process_count() > 1:
+    raise BadInput('interactive = True reads one standard input: leave out --processes')
   mesh = sharding.make_mesh(**config.mesh)
   cfg, params, tokenizer, step = load(workdir, config.step, mesh)
   how = dict(
@@ -130,7 +133,7 @@ def run(config, workdir):
   )  # fmt: skip
   if not config.interactive:
     texts = complete(cfg, params, tokenizer, [config.prompt] * config.samples, mesh=mesh, seeds=seeds, **how)
-    for text in texts:
+    for text in texts if not jax.process_index() else ():
       print(config.prompt + text.text, end='\n\n' if config.samples > 1 else '\n')
     return
   start.say(f'step {step} of {workdir}; an empty line or end of input leaves')
