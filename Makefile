@@ -6,7 +6,7 @@ LIBTPU := build/libtpu
 RUN := $(VENV)/bin/llmstack
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow aot lint lock clean
+.PHONY: demo test faults slow aot lint lock clean
 
 $(READY): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmstack needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -23,6 +23,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2
+
+faults: $(READY)
+	$(VENV)/bin/python -m pytest -m "faults or browser" -n 1
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
