@@ -109,11 +109,14 @@ def fit(
         pending = None
         paused = time.perf_counter()
         scores = evaluate(at, state) if at % eval_every == 0 or at == steps else {}
+        evaluated = time.perf_counter()
         if at % save_every == 0 or at == steps:
           watch.beat('saving')
           checkpoints.save(at, state, meta(at), scores)
           saved = at
-        window['start'] += time.perf_counter() - paused
+        now = time.perf_counter()
+        metrics.log(at, 'pause', eval_s=evaluated - paused, save_s=now - evaluated)
+        window['start'] += now - paused
     if pending:
       read(*pending)
     if saved < at:

@@ -1,7 +1,8 @@
 """What a run says about itself: metrics.jsonl (the truth), TensorBoard, a progress line and a PNG.
 
-metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' | 'sample', ...}. Units: loss in
-nats per token, time in seconds, *_share between 0 and 1.
+metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' | 'sample' | 'pause', 'time', ...}.
+Loss in nats per token, `time` in seconds since 1970, other times in seconds, *_share between 0 and 1. A pause is what
+evaluating and starting to save took at one step.
 """
 
 import importlib.util
@@ -65,7 +66,7 @@ class Metrics:
   def log(self, step, kind, **values):
     if not self.active:
       return
-    self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+    self._file.write(json.dumps({'step': step, 'kind': kind, 'time': round(time.time(), 3), **values}) + '\n')
     if self.tensorboard:
       if self._writer is None:
         from tensorboardX import SummaryWriter  # 3 s, so not before the first step

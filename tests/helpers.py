@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 
 import jax
 import numpy as np
@@ -51,3 +52,11 @@ def close(a, b, tol):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     np.testing.assert_allclose(x, y, rtol=0, atol=tol * max(1.0, np.abs(y).max()))
+
+
+def crc(batch):
+  """Returns int: crc32 of tokens, targets and mask; equal for a batch and its exact replay."""
+  value = 0
+  for name in ('tokens', 'targets', 'mask'):
+    value = zlib.crc32(np.ascontiguousarray(batch[name]), value)
+  return value

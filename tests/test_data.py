@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import crc
 
 from llmstack.data import batch as batches
 from llmstack.data import packing, sources
@@ -260,8 +261,6 @@ def test_batch_by_hand():
   assert batch['positions'].tolist() == [[0, 1, 2, 0, 1, 0, 0]]
   assert batch['mask'].tolist() == [[1, 1, 0, 1, 0, 0, 0]]
   assert {k: v.dtype.name for k, v in batch.items()} == {k: 'float32' if k == 'mask' else 'int32' for k in batch}
-  changed = dict(batch, mask=1 - batch['mask'])
-  assert batches.crc(batch) == batches.crc(dict(batch)) != batches.crc(changed)
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 5, 64, 1000, 4097])
@@ -417,8 +416,8 @@ def mixture(parts, weights=None, **options):
 def test_random_access_is_pure(parts):
   """A batch that depends on which batches were read before it."""
   one, two = mixture(parts), mixture(parts)
-  forward = [batches.crc(one.batch(i)) for i in range(12)]
-  backward = [batches.crc(two.batch(i)) for i in reversed(range(12))]
+  forward = [crc(one.batch(i)) for i in range(12)]
+  backward = [crc(two.batch(i)) for i in reversed(range(12))]
   assert forward == backward[::-1] and len(set(forward)) == 12
 
 
@@ -465,9 +464,9 @@ def test_processes_partition_the_batch(parts, count):
 
 def test_resume_is_continue(parts):
   """Iterating from k after a restart gives another batch than running on to k."""
-  whole = [batches.crc(b) for b in mixture(parts).iterate(0, 9)]
-  rest = [batches.crc(b) for b in mixture(parts).iterate(4, 9, prefetch=5, threads=2)]
-  inline = [batches.crc(b) for b in mixture(parts).iterate(4, 9, threads=0)]
+  whole = [crc(b) for b in mixture(parts).iterate(0, 9)]
+  rest = [crc(b) for b in mixture(parts).iterate(4, 9, prefetch=5, threads=2)]
+  inline = [crc(b) for b in mixture(parts).iterate(4, 9, threads=0)]
   assert len(whole) == 9 and whole[4:] == rest == inline
 
 

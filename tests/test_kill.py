@@ -16,7 +16,7 @@ from llmstack.checkpoint import Checkpoints, digest
 from llmstack.model import ModelConfig, init
 from llmstack.optim import make
 
-STEPS = 120
+STEPS = 60
 
 
 def start(folder, workdir):

@@ -1,6 +1,5 @@
 """Rows of T+1 tokens -> the arrays a train step eats. numpy only."""
 
-import zlib
 from typing import TypedDict
 
 import numpy as np
@@ -52,11 +51,3 @@ def targets(tokens, segments):
     positions=np.where(inputs == 0, 0, positions).astype(np.int32),
     mask=loss_mask(segments).astype(np.float32),
   )
-
-
-def crc(batch):
-  """Returns int: crc32 of tokens, targets and mask; equal for a batch and its exact replay."""
-  value = 0
-  for name in ('tokens', 'targets', 'mask'):
-    value = zlib.crc32(np.ascontiguousarray(batch[name]), value)
-  return value
