@@ -28,7 +28,7 @@ def start(folder, workdir):
   settings = {
     'data.folder': folder / 'rows', 'data.sources.readme.files': repr((str(text),)), 'train.steps': STEPS,
     'checkpoint.every': 3, 'train.log_every': 1, 'train.tensorboard': False, 'eval.every': 1000, 'tokenizer.vocab': 290,
-    'model.dropout': 0.1, 'eval.rows': 8,
+    'model.dropout': 0.1, 'eval.rows': 8, 'eval.prompts': '()',
   }  # fmt: skip
   argv += [f'--config.{k}={v}' for k, v in settings.items()]
   env = dict(os.environ, JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES='1')
