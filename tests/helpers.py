@@ -6,12 +6,15 @@ import zlib
 
 import jax
 import numpy as np
+import pytest
 
 from configs import sizes
 from llmstack.data.batch import targets
 from llmstack.model import ModelConfig, init
 
 FAMILIES = ('gpt2_tiny', 'llama_tiny', 'gemma_tiny')
+# Gemma, which has every feature, by default; the others where there is time.
+GEMMA_FIRST = ('gemma_tiny', *(pytest.param(name, marks=pytest.mark.slow) for name in ('gpt2_tiny', 'llama_tiny')))
 VOCAB = 48
 
 

@@ -40,7 +40,7 @@ def run(kernel, q, k, v, positions, segments, **how):
   [
     ('xla', 24, 4, 2, 5, None),
     ('blocks', 200, 4, 2, 90, 5.0),  # 4 blocks, the last one short, of which two are outside the window
-    ('splash', 384, 4, 2, 150, 5.0),  # 3 x 3 blocks, of which one is outside the window
+    pytest.param('splash', 384, 4, 2, 150, 5.0, marks=SLOW),  # 3 x 3 blocks, of which one is outside the window
     *(
       pytest.param(*case, marks=SLOW)
       for case in [

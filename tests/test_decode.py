@@ -60,7 +60,9 @@ def test_cached_decode_is_the_full_forward(name, changes):
   np.testing.assert_allclose(out.sampling_logp, out.logp, atol=1e-5)  # temperature 1, nothing cut
 
 
-@pytest.mark.parametrize('name, changes', CASES[2:])
+@pytest.mark.parametrize(
+  'name, changes', [c if c[0] == 'gemma_tiny' else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_a_row_alone_is_the_row_in_a_batch(name, changes):
   """A draw depends on the batch size, the padding or the row's place (vLLM and TRL seeds do)."""
   cfg = model(name, **changes)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import batch, close, model, replace, weights
+from helpers import GEMMA_FIRST, batch, close, model, replace, weights
 
 from llmstack import optim, sharding, state
 from llmstack.checkpoint import digest
@@ -71,7 +71,7 @@ def test_every_mesh_gives_the_same_update(mesh, reference):
   assert wq.addressable_shards[0].data.size * mesh.shape['fsdp'] * mesh.shape['tensor'] == wq.size
 
 
-@pytest.mark.parametrize('name', ['gpt2_tiny', 'gemma_tiny'])
+@pytest.mark.parametrize('name', GEMMA_FIRST)
 def test_the_way_large_models_run_gives_the_same_update(name):
   """Scan, remat, chunked loss and microbatches together on data x fsdp x tensor, as the sizes for TPUs do."""
   cfg = model(name, **({'heads': 4, 'kv_heads': 2} if name == 'gemma_tiny' else {}))
