@@ -227,6 +227,11 @@ BENCHES = {'train': train, 'decode': generate, 'data': rows}
 def command(argv):
   """Prints one JSON line, and a table on standard error with --profile."""
   parser = argparse.ArgumentParser('llmstack bench', description='One JSON line of speed and memory.')
+
+  def refuse(message):
+    raise BadInput(f'{message}: {" ".join(parser.format_usage().split())}')
+
+  parser.error = refuse
   parser.add_argument('what', choices=BENCHES)
   parser.add_argument('--size', choices=SIZES, default='S', help='of train and data')
   parser.add_argument('--batch', type=int, default=1, help='sequences, of decode')
