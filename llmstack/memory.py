@@ -101,7 +101,9 @@ class Budget:
     return self
 
   def __exit__(self, kind, error, trace):
-    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+    # The second is what XLA's matmuls on a CPU say where they get no scratch memory.
+    signs = ('RESOURCE_EXHAUSTED', 'YNNPACK operation failed')
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in signs)
     if exhausted or isinstance(error, MemoryError):
       said = (str(error) or kind.__name__).splitlines()[0]
       has = [f'{self._has}, and {self._more}'] if self._has else []

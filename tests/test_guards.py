@@ -329,7 +329,7 @@ def test_address_space_that_is_too_small_is_refused_in_a_sentence(tmp_path):
     command(tmp_path, 'fixed', limit=limit, **settings, **{'train.microbatches': 256}), tmp_path, 'fixed', 78
   )
   print(log.split('error: ')[-1])
-  assert 'memory ran out (RESOURCE_EXHAUSTED' in log and 'evaluation comes on top, with data.batch = 8192' in log
+  assert 'memory ran out (' in log and 'evaluation comes on top, with data.batch = 8192' in log
   assert 'step      1/1' in log and 'Traceback' not in log
 
 
