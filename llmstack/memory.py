@@ -9,7 +9,7 @@ import resource
 
 import jax
 
-from llmstack.errors import BadInput
+from llmstack.errors import BadInput, exhausted
 
 
 def size(n):
@@ -101,10 +101,7 @@ class Budget:
     return self
 
   def __exit__(self, kind, error, trace):
-    # The second is what XLA's matmuls on a CPU say where they get no scratch memory.
-    signs = ('RESOURCE_EXHAUSTED', 'YNNPACK operation failed')
-    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in signs)
-    if exhausted or isinstance(error, MemoryError):
+    if exhausted(error):
       said = (str(error) or kind.__name__).splitlines()[0]
       has = [f'{self._has}, and {self._more}'] if self._has else []
       raise BadInput('; '.join([f'memory ran out ({said})', *has, self._fix])) from error

@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 
-from llmstack.errors import BadInput, Diverged, SaveFailed, Stopped
+from llmstack.errors import BadInput, Diverged, SaveFailed, Stopped, exhausted
 
 STOPPED, BUG, WRONG, INTERRUPTED = 42, 1, 78, 130
 
@@ -301,13 +301,13 @@ class Watch:
     if e is None or e is self._printed or isinstance(e, Stopped):
       return
     number, sentence = status(e)
-    exhausted = sentence is None and (isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e))
-    foreign = self.pod.count > 1 and type(e).__name__ == 'JaxRuntimeError' and not exhausted
+    memory = sentence is None and exhausted(e)
+    foreign = self.pod.count > 1 and type(e).__name__ == 'JaxRuntimeError' and not memory
     patience = FINISH + (self.pod.heartbeat + 5) * foreign
     if number and self._owner:
       said = f'a checkpoint in flight was not done {patience:.0f} s after the error: ended without it'
       self._deadline = time.monotonic() + patience, number, said
-    if exhausted and not last:
+    if memory and not last:
       return  # memory.Budget makes a sentence of it
     self._printed = e
     if sentence is None:
