@@ -1,5 +1,6 @@
 """Cached decode is the full forward, row by row, whatever surrounds the row."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from llmstack import sharding
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import allocate, forward, unembed
+from llmstack.model import allocate, forward, ready, unembed
 
 CASES = [*((f, {}) for f in FAMILIES), ('llama_tiny', dict(windows=(5, 0))), ('gpt2_tiny', dict(windows=(7,)))]
 LENGTHS = np.array([3, 11, 8], np.int32)
@@ -89,7 +90,26 @@ def test_the_cache_takes_any_number_of_tokens_at_a_time():
     parts.append(hidden)
     start += width
   close(jnp.concatenate(parts, 1), full, 5e-6)
-  assert [x['k'].shape[1] for x in cache] == [8, 8, 40]
+  assert [x['k'].shape[2] for x in cache] == [8, 8, 40]
+
+
+@pytest.mark.parametrize('name', ['llama_tiny', 'gpt2_tiny'])
+def test_parameters_made_ready_compute_the_same(name):
+  """A weight is transposed with its axes mixed up, a norm is cast, or one row is decoded with other weights."""
+  cfg = model(name, bias=True)
+  params = weights(cfg)
+  for rows, tolerance in ((1, 2e-6), (2, 0)):
+    tokens, at, ones = sequence(rows, 9)
+    made = ready(cfg, params, rows)
+    assert ready(cfg, made, rows) is made and isinstance(made['layers'], list)
+    assert ('wt' in made['layers'][0]['attn']['wq']) == (rows == 1)
+    both = [unembed(cfg, p, forward(cfg, p, tokens, at, ones)[0]) for p in (params, made)]
+    close(both[1], both[0], tolerance)
+  half = dataclasses.replace(cfg, dtype='bfloat16')
+  made = ready(half, params, 2)
+  assert made['layers'][1]['mlp']['w_up']['w'].dtype == 'bfloat16' and made['final_norm']['scale'].dtype == 'float32'
+  both = [unembed(half, p, forward(half, p, tokens, at, ones)[0]) for p in (params, made)]
+  np.testing.assert_array_equal(*both)
 
 
 def test_eos_and_stop_sequences_end_a_row_and_only_that_row():

@@ -87,16 +87,16 @@ def test_attention_against_loops():
   """A query head reads another kv head, the scale is missing, or the soft-cap comes after the mask."""
   r = np.random.RandomState(0)
   B, T, N, K, H = 2, 5, 4, 2, 6
-  q, k, v = r.randn(B, T, N, H), r.randn(B, T, K, H), r.randn(B, T, K, H)
+  q, k, v = r.randn(B, T, N, H), r.randn(B, K, T, H), r.randn(B, K, T, H)
   pos = np.tile(np.arange(T), (B, 1))
   got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), visible(pos, pos, 3), softcap=2.0)
   for b in range(B):
     for t in range(T):
       for n in range(N):
         seen = range(max(0, t - 2), t + 1)
-        s = np.array([2 * np.tanh(q[b, t, n] @ k[b, i, n // 2] / np.sqrt(H) / 2) for i in seen])
+        s = np.array([2 * np.tanh(q[b, t, n] @ k[b, n // 2, i] / np.sqrt(H) / 2) for i in seen])
         w = np.exp(s) / np.exp(s).sum()
-        np.testing.assert_allclose(got[b, t, n], sum(a * v[b, i, n // 2] for a, i in zip(w, seen)), atol=1e-5)
+        np.testing.assert_allclose(got[b, t, n], sum(a * v[b, n // 2, i] for a, i in zip(w, seen)), atol=1e-5)
 
 
 def test_a_window_forgets():

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmstack.errors import BadInput
 from llmstack.infer.sampling import Sampling, sample
-from llmstack.model import allocate, forward, unembed, unroll
+from llmstack.model import allocate, forward, ready, unembed
 from llmstack.shapes import check
 
 
@@ -58,7 +58,7 @@ def decode_one(cfg, params, state, keys, sampling, stops):
 
   keys: key[B], the row's own; the draw is keyed by fold_in(key, position), so that it does not depend
     on the batch, the padding, or how many tokens are decoded at a time.
-  params: best unrolled (`model.unroll`), or each call copies every weight of the layers.
+  params: best `model.ready`, or each call copies every weight of the layers.
   stops: int32[n,w] sequences that end a row, left-padded with -1; EOS is one of length 1.
   """
   token, logp, sampling_logp = sample(state.logits, jax.vmap(jax.random.fold_in)(keys, state.positions), sampling)
@@ -82,7 +82,7 @@ def generate(cfg, params, tokens, lengths, keys, sampling, stops, *, new_tokens,
   stops: int32[n,w] as in decode_one (`stop_table`).
   """
   B, T = tokens.shape
-  params = unroll(cfg, params)  # before the loop, once
+  params = ready(cfg, params, B)  # before the loop, once
   state = prefill(cfg, params, tokens, lengths, allocate(cfg, B, T + new_tokens), stop_width=stops.shape[1])
   out = (
     jnp.full((B, new_tokens), pad, jnp.int32), jnp.zeros((B, new_tokens)), jnp.zeros((B, new_tokens)),

@@ -92,9 +92,15 @@ def sample(logits, keys, sampling):
   sampling_logp: under the distribution it was drawn from; 0 for a greedy row, which had no choice.
   """
   check('BV,B', logits, keys)
-  x = restrict(logits, sampling)
-  drawn = jax.vmap(jax.random.categorical)(keys, x)
-  greedy = sampling.temperature <= 0
-  token = jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
-  at = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x, -1), token[:, None], -1)[:, 0]  # noqa: E731
-  return token, at(logits.astype(jnp.float32)), jnp.where(greedy, 0.0, at(x))
+  at = lambda x, token: jnp.take_along_axis(jax.nn.log_softmax(x, -1), token[:, None], -1)[:, 0]  # noqa: E731
+  logits = logits.astype(jnp.float32)
+  best, greedy = jnp.argmax(logits, -1).astype(jnp.int32), sampling.temperature <= 0
+
+  def draw():
+    x = restrict(logits, sampling)
+    token = jnp.where(greedy, best, jax.vmap(jax.random.categorical)(keys, x).astype(jnp.int32))
+    return token, jnp.where(greedy, 0.0, at(x, token))
+
+  # A batch that is greedy throughout draws nothing: V random numbers per row cost more than a row's logits.
+  token, sampling_logp = jax.lax.cond(greedy.all(), lambda: (best, jnp.zeros(best.shape)), draw)
+  return token, at(logits, token), sampling_logp

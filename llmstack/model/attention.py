@@ -23,24 +23,25 @@ def visible(query_pos, key_pos, window):
 def attend(q, k, v, mask, *, softcap):
   """Returns float[B,T,N,H]: softmax(q k / sqrt(H)) v with scores and softmax in float32.
 
-  q: [B,T,N,H]; k, v: [B,S,K,H], query head n reads kv head n // (N/K); mask: bool[B,T,S].
+  q: [B,T,N,H]; k, v: [B,K,S,H] as the cache has them, query head n reads kv head n // (N/K); mask: bool[B,T,S].
   A query that sees no key gets the mean of v: finite, and of no use to anyone.
   """
   B, T, N, H = q.shape
-  K = k.shape[2]
+  K = k.shape[1]
   q = q.reshape(B, T, K, N // K, H)
-  scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32) * H**-0.5
+  scores = jnp.einsum('BTKGH,BKSH->BKGTS', q, k, preferred_element_type=jnp.float32) * H**-0.5
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('BKGTS,BSKH->BTKGH', weights, v).reshape(B, T, N, H)
+  y = jnp.einsum('BKGTS,BKSH->BKGTH', weights, v)
+  return jnp.swapaxes(y.reshape(B, N, T, H), 1, 2)
 
 
 def einsum(q, k, v, positions, segments, *, window, softcap):
   """The reference kernel (model/kernels.py says what a kernel is): `attend` under the mask of a packed row."""
   mask = visible(positions, positions, window) & (segments[:, :, None] == segments[:, None, :])
-  return attend(q, k, v, mask, softcap=softcap)
+  return attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask, softcap=softcap)
 
 
 def blocks(q, k, v, positions, segments, *, window, softcap):

@@ -6,7 +6,7 @@
 
 `params` is a nested dict of float32 arrays: {'embed': {'w'}, 'layers': {...}, 'final_norm': ...}. Layers
 are always stacked on a leading L, whether they are scanned or unrolled, so that a checkpoint does not
-know how it was run. A cache is unrolled, because its layers may differ in length; `unroll(cfg, params)` does the
+know how it was run. A cache is unrolled, because its layers may differ in length; `ready(cfg, params, rows)` does the
 same to parameters, for whoever calls `forward` in a loop: slicing them anew for each token would copy every weight.
 """
 
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from llmstack.model.attention import Attention
 from llmstack.model.config import ModelConfig
 from llmstack.model.layers import MLP, Norm, dropout, rotations
+from llmstack.model.linear import transposed
 from llmstack.shapes import check
-from llmstack.sharding import constrain
+from llmstack.sharding import constrain, keys
 
 
 class Block(nn.Module):
@@ -107,7 +108,7 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
     x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1] if mixed else windows[0], rng=l[2])[0], None), x, per_layer)
   else:
     out = []
-    for i, layer_params in enumerate(unroll(cfg, params)['layers']):
+    for i, layer_params in enumerate(unroll(cfg, params)):
       layer = None if cache is None else cache[i]
       x, layer = block(x, layer_params, windows[i], layer, None if rngs is None else rngs[i])
       out.append(layer)
@@ -116,14 +117,39 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
 
 
 def unroll(cfg, params):
-  """Returns the parameters with a list over layers in place of the leading L; itself where it is one already."""
+  """Returns the layers as a list; they may be one already."""
   layers = params['layers']
-  return params if isinstance(layers, list) else params | {'layers': unstack(layers, cfg.layers)}
+  return layers if isinstance(layers, list) else unstack(layers, cfg.layers)
+
+
+def ready(cfg, params, rows):
+  """Returns parameters as decoding `rows` sequences reads them best; the results are the same but for rounding.
+
+  A list over layers in place of the leading L, weights in cfg.dtype, and for a single row on a CPU those of the layers
+  and of the head transposed (linear.py). Parameters that are ready are returned as they are.
+  """
+  if isinstance(params['layers'], list):
+    return params
+  cast = lambda path, x: x.astype(cfg.dtype) if keys(path)[-1] == 'w' else x  # noqa: E731
+  params = jax.tree_util.tree_map_with_path(cast, params)
+  if rows > 1 or jax.default_backend() != 'cpu':
+    return params | {'layers': unroll(cfg, params)}
+
+  def turn(name, scope):
+    if not isinstance(scope, dict):
+      return scope
+    return transposed(name, scope) if 'w' in scope else {k: turn(k, v) for k, v in scope.items()}
+
+  layers = [turn('', layer) for layer in unroll(cfg, params)]
+  return {k: v if 'embed' in k else turn(k, v) for k, v in params.items()} | {'layers': layers}
 
 
 def unembed(cfg, params, hidden):
   """Returns float32[B,T,V] logits of hidden[B,T,D], soft-capped where the config says so."""
-  w = params['embed']['w'].T if cfg.tied else params['head']['w']
+  if cfg.tied:
+    w = params['embed']['w'].T
+  else:
+    w = params['head']['wt'].T if 'wt' in params['head'] else params['head']['w']
   logits = jnp.matmul(hidden, w.astype(cfg.dtype), preferred_element_type=jnp.float32)
   logits = constrain(logits, 'BTV')
   return logits if cfg.logit_softcap is None else cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)

@@ -73,7 +73,7 @@ def decode_step(config, cfg, mesh):
   sharding.check_divisible(shapes, mesh, B=c.batch)
   params = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
   letters = decode.State(
-    [{'k': 'BSKH', 'v': 'BSKH', 'pos': 'BS'}] * cfg.layers, logits='BV', positions='B', tail='B.', done='B'
+    [{'k': 'BKSH', 'v': 'BKSH', 'pos': 'BS'}] * cfg.layers, logits='BV', positions='B', tail='B.', done='B'
   )
 
   def zeros():

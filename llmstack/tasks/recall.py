@@ -38,7 +38,7 @@ def run(config, workdir):
   if not train:
     raise BadInput(f'{workdir} was not trained here, it has no metrics.jsonl: give the workdir of a training run')
   mesh = sharding.make_mesh(**config.mesh)
-  cfg, params, tokenizer, step = load(workdir, None, mesh)
+  cfg, params, tokenizer, step = load(workdir, None, mesh, config.batch)
 
   def answers(prompts, new_tokens):
     out = []

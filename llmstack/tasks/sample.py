@@ -13,7 +13,7 @@ from llmstack.checkpoint import Checkpoints
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import allocate, described, init, unroll
+from llmstack.model import allocate, described, init, ready
 from llmstack.tasks import start
 
 
@@ -104,8 +104,8 @@ def stream(cfg, params, tokenizer, prompt, *, new_tokens, seed, stop=(), **how):
   yield cut(held + text.end(), stop)[0]
 
 
-def load(workdir, step, mesh):
-  """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh, parameters unrolled for decoding."""
+def load(workdir, step, mesh, rows):
+  """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh to decode `rows` at once."""
   saved = Checkpoints.of(workdir)
   step, meta = saved.meta(step)
   cfg = described(meta['model'])
@@ -113,7 +113,7 @@ def load(workdir, step, mesh):
   sharding.check_divisible(shapes, mesh)
   target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
   params = saved.restore({'params': target}, step)[0]['params']
-  return cfg, jax.jit(unroll, static_argnums=0)(cfg, params), start.saved_tokenizer(meta), step
+  return cfg, jax.jit(ready, static_argnums=(0, 2))(cfg, params, rows), start.saved_tokenizer(meta), step
 
 
 def run(config, workdir):
@@ -126,7 +126,7 @@ def run(config, workdir):
   if config.interactive and jax.process_count() > 1:
     raise BadInput('interactive = True reads one standard input: leave out --processes')
   mesh = sharding.make_mesh(**config.mesh)
-  cfg, params, tokenizer, step = load(workdir, config.step, mesh)
+  cfg, params, tokenizer, step = load(workdir, config.step, mesh, 1 if config.interactive else config.samples)
   how = dict(
     temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p,
     new_tokens=config.new_tokens, stop=stop,
