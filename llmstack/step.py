@@ -45,6 +45,7 @@ def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
   Denominators come first: the weights do not depend on parameters, so XLA drops the forward pass from
   the scan that adds them up, and each microbatch can be divided by the global denominator at once.
   """
+  loss_fn = jax.jit(loss_fn)  # traced once for all three uses
   grad = jax.value_and_grad(lambda *a: objective(loss_fn, *a), has_aux=True)
   if microbatches == 1:
     (loss, (_, metrics)), grads = grad(params, frozen, batch, rng, None)

@@ -92,25 +92,30 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
     view['rope'] = rotations(positions, cfg.head_width, cfg.rope_theta)
   rngs = None if rng is None or not cfg.dropout else jax.random.split(rng, cfg.layers)
 
-  def block(x, layer_params, window, layer=None, rng=None):
-    return Block(cfg).apply({'params': layer_params}, x, view, window, layer, rng)
-
   scan, windows = cfg.scan and cache is None, cfg.window_of_layer
   mixed = scan and len(set(windows)) > 1  # else a layer's window is an int, which some kernels are compiled for
+
+  # Jitted, so that equal layers are traced, differentiated and lowered once.
+  @functools.partial(jax.jit, static_argnums=() if mixed else 3)
+  def block(x, view, layer_params, window, layer, rng):
+    return Block(cfg).apply({'params': layer_params}, x, view, window, layer, rng)
+
   if cfg.remat != 'none' and cache is None:
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     block = jax.checkpoint(
       block, policy=dots if cfg.remat == 'dots' else None, prevent_cse=not cfg.scan,
-      static_argnums=() if mixed else (2,),
+      static_argnums=() if mixed else (3,),
     )  # fmt: skip
   if scan:
     per_layer = (params['layers'], jnp.asarray(windows) if mixed else None, rngs)
-    x, _ = jax.lax.scan(lambda x, l: (block(x, l[0], l[1] if mixed else windows[0], rng=l[2])[0], None), x, per_layer)
+    x, _ = jax.lax.scan(
+      lambda x, l: (block(x, view, l[0], l[1] if mixed else windows[0], None, l[2])[0], None), x, per_layer
+    )
   else:
     out = []
     for i, layer_params in enumerate(unroll(cfg, params)):
       layer = None if cache is None else cache[i]
-      x, layer = block(x, layer_params, windows[i], layer, None if rngs is None else rngs[i])
+      x, layer = block(x, view, layer_params, windows[i], layer, None if rngs is None else rngs[i])
       out.append(layer)
     cache = None if cache is None else out
   return final_norm(cfg).apply({'params': params['final_norm']}, x), cache
