@@ -168,6 +168,7 @@ def run(config, workdir):
     )  # fmt: skip
     watch.beat('compiling')
     update = update.lower(target, None, start.batch_shapes(config, mesh)).compile()
+    memory.trim()
     start.say(
       f'{parameters(cfg)[0] / 1e6:.2f}M parameters, {config.data.batch * config.data.length} tokens per step, '
       f'{dict(mesh.shape)} on {jax.devices()[0].device_kind}; {budget.check(update)}'
@@ -175,6 +176,7 @@ def run(config, workdir):
     metrics.write(os.path.join(workdir, 'config.json'), json.dumps(config.to_dict(), indent=2))
     watch.beat('restoring or initialising the state')
     st = origin.state(fresh, tx, mesh, window)
+    memory.trim()
     own.check_space(st)
     place = lambda batch: sharding.place(batch, mesh)  # noqa: E731
     log = metrics.Metrics(workdir, resume_step=first, tensorboard=config.train.tensorboard)
