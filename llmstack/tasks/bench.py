@@ -1,7 +1,8 @@
-"""`llmstack bench train|decode|data --size S|M|L`: one JSON line, so that runs can be paired with those of others.
+"""`llmstack bench train|decode|data --size S`: one JSON line, so that runs can be paired with those of others.
 
 Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 64 tokens x 12 rows, 65 entries;
-M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000, all with GPT-2's blocks for `train` and `data`.
+M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000; for accelerators 125M = 12, 768, 12, 1,024 x 16, 50,304
+and 1B = 24, 1,792, 14, 1,024 x 8, 50,304. All have GPT-2's blocks, for `train` and `data`.
 `decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
 Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
 """
@@ -21,20 +22,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmstack import metrics, optim, sharding, state
+from llmstack import memory, metrics, optim, sharding, state
 from llmstack import step as steps
 from llmstack.data import batch as batches
 from llmstack.data import packing, pipeline
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import ModelConfig, init, parameters, train_flops_per_token, unroll
+from llmstack.model import ModelConfig, init, parameters, ready, train_flops_per_token
 from llmstack.tasks.pretrain import lm_loss
 
 SIZES = {  # layers, width, heads, length, batch, vocabulary, microbatches
-  'S': (4, 128, 4, 64, 12, 65, 1),
+  'S': (4, 128, 4, 64, 12, 65, 2),
   'M': (6, 384, 6, 256, 16, 65, 8),
   'L': (12, 768, 12, 512, 4, 32_000, 4),
+  '125M': (12, 768, 12, 1024, 16, 50_304, 1),
+  '1B': (24, 1792, 14, 1024, 8, 50_304, 1),
 }
 PROMPT, NEW = 64, 128  # tokens
 
@@ -80,7 +83,7 @@ def bandwidth():
 
 
 def train(args):
-  """Returns the figures of the train step: AdamW, clipping, random rows, the next batch placed in between."""
+  """Returns the figures of the train step: AdamW, clipping, random rows, measurements read one step late, as a run."""
   layers, width, heads, length, rows, vocab, microbatches = SIZES[args.size]
   microbatches = args.microbatches or microbatches
   cfg = model(layers, width, heads, length, vocab, **args.model)
@@ -89,28 +92,34 @@ def train(args):
   loss_fn = lm_loss(cfg, z_loss=0.0, chunk=None)
   r = np.random.RandomState(0)
 
-  def batch():
-    made = batches.targets(r.randint(0, vocab, (rows, length + 1)).astype(np.int32), np.ones((rows, length + 1), int))
-    return sharding.place(made, mesh)
+  drawn = r.randint(0, vocab, (args.steps + 4, rows, length + 1)).astype(np.int32)
+  made = (batches.targets(tokens, np.ones((rows, length + 1), int)) for tokens in drawn)
+  batch = lambda: sharding.place(next(made), mesh)  # noqa: E731
 
   with jax.set_mesh(mesh):
-    st = state.init_sharded(lambda: init(cfg, jax.random.key(0)), tx, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, st)
+    # As a run does: the step is compiled before the state exists.
+    fresh = lambda: init(cfg, jax.random.key(0))  # noqa: E731
+    target = state.shapes_of(fresh, tx, mesh)
     update = jax.jit(
       steps.make_step(loss_fn, tx, seed=0, microbatches=microbatches, clip=1.0), donate_argnums=0,
-      out_shardings=(shardings, None),
+      out_shardings=(jax.tree.map(lambda x: x.sharding, target), None),
     )  # fmt: skip
     begun = time.perf_counter()
-    compiled = update.lower(st, None, batch()).compile()
+    compiled = update.lower(target, None, batch()).compile()
     compile_s = time.perf_counter() - begun
-    box = [st]
+    memory.trim()
+    st = state.init_sharded(fresh, tx, mesh)
+    memory.trim()
+    box = [st, None]
     del st
 
     def one():
-      box[0], measured = compiled(box[0], None, batch())
-      jax.block_until_ready(measured)
+      before = box[1]
+      box[:] = compiled(box[0], None, batch())
+      jax.block_until_ready(before)
 
     one()
+    jax.block_until_ready(box[1])
     first = age()
     one()
     seconds = timed(one, args.steps)
@@ -130,8 +139,8 @@ def generate(args):
   """Returns the figures of generation, prefill included, and of one token at two places of a 1,024 cache."""
   cfg = model(12, 768, 12, 1024, 32_000, norm='rms', ff=2048, act='silu', gated=True, positions='rope', tied=False)
   cfg = dataclasses.replace(cfg, **args.model)
-  params = jax.jit(lambda: unroll(cfg, init(cfg, jax.random.key(0))))()
   rows = args.batch
+  params = jax.jit(lambda: ready(cfg, init(cfg, jax.random.key(0)), rows))()
   tokens = jnp.asarray(np.random.RandomState(0).randint(0, cfg.vocab, (rows, PROMPT)), jnp.int32)
   lengths = jnp.full((rows,), PROMPT, jnp.int32)
   keys, stops = decode.row_keys(range(rows)), decode.stop_table([])
@@ -161,11 +170,12 @@ def generate(args):
 
     next_one()
     at[place] = float(np.median(timed(next_one, 15))) * 1e3
+  rss = peak_rss()  # before the sum below
   held, speed = sum(x.nbytes for x in jax.tree.leaves(params)) - cfg.vocab * cfg.width * 4, bandwidth()
   step_s = at[100] / 1e3
   return {
     'batch': rows, 'tokens_per_s': rows * NEW / total, 'seconds': seconds, 'first_call_s': first,
-    'compile_s': call_s - total, 'peak_rss_mb': peak_rss(), 'token_ms_at_100': at[100], 'token_ms_at_1000': at[1000],
+    'compile_s': call_s - total, 'peak_rss_mb': rss, 'token_ms_at_100': at[100], 'token_ms_at_1000': at[1000],
     'limit_gb_per_s': speed / 1e9, 'of_bandwidth': held / step_s / speed,
   }, table  # fmt: skip
 
