@@ -4,6 +4,8 @@ VENV := .venv
 # The TPU compiler, 700 MB, outside the virtual environment: there, every import of jax would look for a TPU.
 LIBTPU := build/libtpu
 RUN := $(VENV)/bin/llmstack
+# Large arrays in huge pages: 1.1 times the speed on a CPU.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 READY := $(VENV)/.ready
 
 .PHONY: demo test faults slow aot lint lock clean

@@ -155,6 +155,7 @@ def generate(args):
   one()
   first, call_s = age(), time.perf_counter() - begun
   seconds = timed(one, args.steps)
+  rss = peak_rss()  # before the long prompts and the sum below
   table = profile(one, args.profile)
   total = float(np.median(seconds))
   token = jax.jit(decode.decode_one, static_argnums=0, donate_argnums=2)
@@ -170,7 +171,6 @@ def generate(args):
 
     next_one()
     at[place] = float(np.median(timed(next_one, 15))) * 1e3
-  rss = peak_rss()  # before the sum below
   held, speed = sum(x.nbytes for x in jax.tree.leaves(params)) - cfg.vocab * cfg.width * 4, bandwidth()
   step_s = at[100] / 1e3
   return {
