@@ -31,7 +31,9 @@ def start(folder, workdir):
     'model.dropout': 0.1, 'eval.rows': 8, 'eval.prompts': '()',
   }  # fmt: skip
   argv += [f'--config.{k}={v}' for k, v in settings.items()]
-  env = dict(os.environ, JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES='1')
+  env = dict(
+    os.environ, JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES='1', JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled')
+  )
   with open(folder / f'{workdir}.log', 'a') as log:
     return subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=log)
 
