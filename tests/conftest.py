@@ -1,5 +1,8 @@
 """CPU, eight emulated devices in one process, rank promotion raises; pyproject.toml makes warnings errors."""
 
+import os
+import tempfile
+
 import jax
 import pytest
 
@@ -9,6 +12,10 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Compiling is most of the suite's time, and half of that is optimising programs that run once. The runs that are
 # killed, the demo and the experiments are compiled as users' are.
 jax.config.update('jax_disable_most_optimizations', True)
+# And many tests run the same small model: each worker compiles a program of more than a moment once.
+COMPILED = tempfile.TemporaryDirectory()
+jax.config.update('jax_compilation_cache_dir', os.path.join(COMPILED.name, 'compiled'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 from llmstack import sharding  # noqa: E402
 
