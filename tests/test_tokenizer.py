@@ -221,3 +221,33 @@ def test_ids_past_the_vocabulary_decode_to_nothing():
   ids = made.encode('small').tolist()
   assert made.decode([ids[0], made.vocab, *ids[1:], made.vocab + 9]) == 'small'
   assert made.stream().feed([made.vocab, *ids, made.vocab]) == 'small'
+
+
+@pytest.mark.parametrize('kind, vocab', [('bpe', 400), ('bpe', 1200), ('unigram', 400)])
+def test_words_encode_as_whole_texts_do(kind, vocab):
+  """A merge over the border of two words is lost, chat tokens are cut up, or a symbol of a text is forgotten."""
+  with open('README.md') as f:
+    readme = f.read()
+  tokenizer = Tokenizer(train([readme, 'x ' * 99, '\n\n- '.join('abc' * 9)], kind=kind, vocab=vocab))
+  assert (tokenizer._symbols is None) == (kind == 'unigram'), (
+    'of several equal paths unigram takes one by the whole text'
+  )
+  r = np.random.RandomState(0)
+  alphabet = [
+    *'  \n\t.,-_#9ax',
+    'Der',
+    'λό',
+    'é',
+    'e\u0301',
+    '日本',
+    '\u3000',
+    '\u2581',
+    '<|user|>',
+    '<unk>',
+    '😀',
+    'the ',
+  ]
+  texts = ['', ' ', '\n', readme, *(''.join(r.choice(alphabet, n)) for n in r.randint(1, 60, 300))]
+  for _ in range(2):  # the second time, every word is remembered
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+      assert ids.dtype == np.int32 and ids.tolist() == tokenizer.encode(text).tolist(), repr(text)

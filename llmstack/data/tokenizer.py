@@ -6,9 +6,11 @@ exactly and the ids survive export to other formats. Two limits are SentencePiec
 """
 
 import codecs
+import functools
 import hashlib
 import io
 import itertools
+import os
 import re
 
 import numpy as np
@@ -19,6 +21,10 @@ from llmstack.errors import BadInput
 CHAT_TOKENS = ('<|system|>', '<|user|>', '<|assistant|>', '<|tool|>', '<|end|>')
 PAD, BOS, EOS, UNK = 0, 1, 2, 3  # ids in every model trained here; CHAT_TOKENS follow
 CHUNK = 4096  # characters per training sentence, at most 4 bytes each
+SEEN = 1_000_000  # words whose ids are remembered
+GROUP = 4_000_000  # characters that are cut into words at once
+# 0 a space, 1 an ASCII letter, 2 another ASCII character, 3 a byte of any other
+CLASS = np.array([3 if i > 127 else 0 if i == 32 else 1 if chr(i).isalpha() else 2 for i in range(256)], np.uint8)
 UNTRAINABLE = '\u2585'  # SentencePiece drops a whole sentence that has this character
 
 
@@ -118,6 +124,28 @@ def _alphabet(texts, characters):
     yield found[-1] + ''.join(found[start : start + CHUNK - 2]) + found[-1]
 
 
+def cut(texts):
+  """Returns (int64[N] number of each text's first word, arrow string[M] words), cut where no piece reaches over.
+
+  A word is the spaces before it and then ASCII letters, or other ASCII characters; a character beyond ASCII joins what
+  is on both of its sides.
+  """
+  import pyarrow
+
+  array = pyarrow.array(texts, pyarrow.string())
+  _, offsets, data = array.buffers()
+  ends = np.frombuffer(offsets, np.int32)[: len(texts) + 1]
+  kind = CLASS[np.frombuffer(data, np.uint8)[: ends[-1]] if data is not None else np.zeros(0, np.uint8)]
+  before, here = kind[:-1], kind[1:]
+  border = np.zeros(len(kind) + 1, bool)
+  border[1:-1] = (here == 0) & (before != 0) | (before ^ here == 3) & (before != 0) & (here != 0)
+  border[ends[:-1]] = True
+  border[-1] = False
+  starts = np.flatnonzero(border).astype(np.int32)
+  words = pyarrow.StringArray.from_buffers(len(starts), pyarrow.py_buffer(np.append(starts, ends[-1])), data)
+  return np.searchsorted(starts, ends[:-1]), words
+
+
 class Tokenizer:
   """A SentencePiece model: text <-> int32 ids. `bos` and `eos` are None where the model has none.
 
@@ -172,8 +200,63 @@ class Tokenizer:
     return ([] if self.bos is None else [self.bos]) + self._model.encode(text)
 
   def encode_batch(self, texts):
-    """Returns [int32[n]], one per text, on all cores."""
-    return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
+    """Returns [int32[n]], one per text, equal to `encode` of each.
+
+    No piece of a BPE model that `train` made reaches from an ASCII letter to another ASCII character, from that to a
+    letter, or from anything to a space behind it: a text is its words, and each distinct one is encoded once.
+    """
+    out, group, size = [], [], 0
+    symbols, texts = self._symbols, list(texts)
+    if symbols is None:
+      return [np.array(ids, np.int32) for ids in self._model.encode(texts)]
+    for text in texts:
+      group.append(text)
+      size += len(text)
+      if size >= GROUP:
+        out += self._encode_words(group)
+        group, size = [], 0
+    out += self._encode_words(group)
+    whole = [i for i, text in enumerate(texts) if symbols.search(text)]
+    for i, ids in zip(whole, self._model.encode([texts[i] for i in whole])):
+      out[i] = np.array(ids, np.int32)
+    return out
+
+  def _encode_words(self, texts):
+    first, words = cut(texts)
+    words = words.dictionary_encode()
+    index, distinct = words.indices.to_numpy(), words.dictionary.to_pylist()
+    if len(self._seen) > SEEN:
+      self._seen.clear()
+    if new := [word for word in distinct if word not in self._seen]:
+      self._seen.update(zip(new, (np.array(ids, np.int32).tobytes() for ids in self._model.encode(new))))
+    found = [self._seen[word] for word in distinct]
+    flat = np.frombuffer(b''.join(found), np.int32)
+    sizes = np.fromiter(map(len, found), np.int64, len(found)) // 4
+    begins, sizes = (np.cumsum(sizes) - sizes)[index], sizes[index]
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    ids = flat[np.repeat(begins - ends[:-1], sizes) + np.arange(ends[-1])]
+    return np.split(ids, ends[first[1:]])
+
+  @functools.cached_property
+  def _seen(self):
+    return {}
+
+  @functools.cached_property
+  def _symbols(self):
+    """Returns the pattern of pieces that span words, such as chat tokens; None where words cannot be encoded alone."""
+    model, ids = self._model, range(self.vocab)
+    if any(model.get_score(i) % 1 for i in ids):
+      return None  # unigram: the best of several equal paths depends on the whole text
+    pieces = [model.id_to_piece(i).replace('\u2581', ' ') for i in ids if not (model.is_control(i) or model.is_byte(i))]
+    counts = np.diff(np.append(*(lambda first, words: (first, len(words)))(*cut(pieces))))
+    across = [re.escape(piece) for piece, n in zip(pieces, counts) if n > 1]
+    alone = lambda text: model.encode(text) == list(itertools.chain(*model.encode(cut([text])[1].to_pylist())))  # noqa: E731
+    # A normaliser that changes spaces, or a dummy prefix, shows in one of these.
+    if len(across) > 64 or not all(
+      map(alone, ('a b', ' a  b', 'a\n b\t c ', 'a \u3000b', '\ufb01 \u2460 x', 'e \u0301a'))
+    ):
+      return None
+    return re.compile('|'.join(['\u2581', *across]))
 
   def decode(self, ids):
     """Returns str; control tokens (BOS, EOS, padding) give nothing, bad UTF-8 bytes U+FFFD.
@@ -182,9 +265,41 @@ class Tokenizer:
     """
     return self._model.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self.vocab])
 
+  def pieces(self, texts):
+    """Returns (tokens, how many of them are bytes or unknown)."""
+    ids = np.concatenate([*self.encode_batch(texts), np.zeros(0, np.int32)])
+    return len(ids), int(self._odd[ids].sum())
+
+  @functools.cached_property
+  def _odd(self):
+    return np.array([self._model.is_byte(i) or self._model.is_unknown(i) for i in range(self.vocab)])
+
   def stream(self):
     """Returns a Stream, which decodes ids as they come."""
     return Stream(self)
+
+
+def foreign(path):
+  """Returns texts -> (tokens, how many of them are bytes or unknown) of another vocabulary, to compare with.
+
+  path: a SentencePiece .model, or a tokenizer.json of Hugging Face (extra `hf`).
+  """
+  if not path.endswith('.json'):
+    return Tokenizer(path).pieces
+  try:
+    import tokenizers
+  except ImportError:
+    raise BadInput(f"{path} needs the package tokenizers: pip install 'llmstack[hf]'") from None
+  if not os.path.isfile(path):
+    raise BadInput(f'{path} does not exist: correct tokenizer.compare')
+  model = tokenizers.Tokenizer.from_file(path)
+  odd = {i for piece, i in model.get_vocab().items() if re.fullmatch('<0x[0-9A-F]{2}>|<unk>', piece)}
+
+  def pieces(texts):
+    ids = [i for e in model.encode_batch(list(texts), add_special_tokens=False) for i in e.ids]
+    return len(ids), sum(i in odd for i in ids)
+
+  return pieces
 
 
 class Stream:
