@@ -1,4 +1,4 @@
-"""The exceptions that end a run with a sentence instead of a traceback, and one that lacks a type of its own."""
+"""The exceptions that end a run with a sentence instead of a traceback, one without a type, and two common checks."""
 
 
 class BadInput(ValueError):
@@ -13,7 +13,7 @@ class Diverged(RuntimeError):
 
 
 class SaveFailed(RuntimeError):
-  """Checkpoints cannot be written; names the step, the cause and the newest one that is whole. Status 1."""
+  """What a run makes cannot be written; names the cause and what is whole. Status 1."""
 
 
 class Stopped(RuntimeError):
@@ -27,3 +27,20 @@ def exhausted(error):
   # The second is what XLA's matmuls on a CPU say where they get no scratch memory.
   signs = ('RESOURCE_EXHAUSTED', 'YNNPACK operation failed')
   return type(error).__name__ == 'JaxRuntimeError' and any(sign in str(error) for sign in signs)
+
+
+def at_least(config, least, *keys):
+  """Returns nothing; raises BadInput where one of the dotted keys is below `least`. None is let through."""
+  for key in keys:
+    value = config
+    for part in key.split('.'):
+      value = value[part]
+    if value is not None and value < least:
+      raise BadInput(f'{key} = {value} must be at least {least}')
+
+
+def local(path, what):
+  """Returns path; raises BadInput for a URL, which only sources of text may be today."""
+  if '://' in path:
+    raise BadInput(f'{what} = {path} is a URL: only data.sources may be remote yet, give a local or mounted folder')
+  return path

@@ -7,6 +7,7 @@ target exactly once, and no target crosses from one document to another.
 """
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -215,55 +216,124 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
   return manifest
 
 
+def _blocks(rows, vocab, counts):
+  """Yields blocks of stored rows; counts: rows, length, tokens and targets, updated."""
+  rows = iter(rows)
+  while block := list(itertools.islice(rows, BLOCK)):
+    tokens, segments = (np.stack(part) for part in zip(*block))
+    if tokens.min() < 0 or tokens.max() >= vocab:
+      raise ValueError(f'token {tokens.max()} is outside the vocabulary of {vocab}')
+    counts['length'] = tokens.shape[1]
+    stored = np.empty(len(block), row_dtype(tokens.shape[1], vocab))
+    stored['tokens'], stored['segments'] = tokens, segments
+    counts['rows'] += len(block)
+    counts['tokens'] += int(np.count_nonzero(segments))
+    counts['targets'] += int(np.count_nonzero(loss_mask(segments)))
+    yield stored
+
+
 def _spill(rows, path, vocab):
   """Returns {rows, length, tokens, targets, fill}; writes the rows to `path` as they come."""
-  rows = iter(rows)
-  total = tokens_seen = targets_seen = length = 0
+  counts = dict(rows=0, length=0, tokens=0, targets=0)
   with open(path, 'wb') as file:
-    while block := list(itertools.islice(rows, BLOCK)):
-      tokens, segments = (np.stack(part) for part in zip(*block))
-      if tokens.min() < 0 or tokens.max() >= vocab:
-        raise ValueError(f'token {tokens.max()} is outside the vocabulary of {vocab}')
-      length = tokens.shape[1]
-      stored = np.empty(len(block), row_dtype(length, vocab))
-      stored['tokens'], stored['segments'] = tokens, segments
+    for stored in _blocks(rows, vocab, counts):
       file.write(stored.tobytes())
-      total += len(block)
-      tokens_seen += int(np.count_nonzero(segments))
-      targets_seen += int(np.count_nonzero(loss_mask(segments)))
-  fill = tokens_seen / (total * length) if total else 0.0
-  return dict(rows=total, length=length, tokens=tokens_seen, targets=targets_seen, fill=fill)
+  return counts | dict(fill=counts['tokens'] / (counts['rows'] * counts['length']) if counts['rows'] else 0.0)
+
+
+@contextlib.contextmanager
+def _writing(path):
+  """Yields write(bytes) into a new ArrayRecord file."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  writer = ArrayRecordWriter(path, 'group_size:1,uncompressed')
+  try:
+    yield writer.write
+  finally:
+    writer.close()
+
+
+def _file(path):
+  """Returns {size, blake2b} of a file."""
+  with open(path, 'rb') as file:
+    content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+  return dict(size=os.path.getsize(path), blake2b=content.hexdigest())
 
 
 def _write_files(stored, folder, seed, rows_per_file):
   """Returns [{name, size, rows, blake2b}] of the files written from the shuffled rows."""
-  from array_record.python.array_record_module import ArrayRecordWriter
-
   key = seed_key('write', seed)
   total, files = len(stored), []
   shards = -(-total // rows_per_file)
   for shard in range(shards):
     name = f'rows-{shard:05d}-of-{shards:05d}.arrayrecord'
     path = os.path.join(folder, name)
-    stop = min(total, (shard + 1) * rows_per_file)
-    writer = ArrayRecordWriter(path, 'group_size:1,uncompressed')
-    for start in range(shard * rows_per_file, stop, BLOCK):
-      for i in permute(np.arange(start, min(start + BLOCK, stop)), total, key):
-        writer.write(stored[i].tobytes())
-    writer.close()
-    with open(path, 'rb') as file:
-      content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-    count = stop - shard * rows_per_file
-    size = os.path.getsize(path)
-    files.append(dict(name=name, size=size, rows=count, blake2b=content.hexdigest()))
+    begin, stop = shard * rows_per_file, min(total, (shard + 1) * rows_per_file)
+    with _writing(path) as write:
+      for start in range(begin, stop, BLOCK):
+        for i in permute(np.arange(start, min(start + BLOCK, stop)), total, key):
+          write(stored[i].tobytes())
+    files.append(dict(name=name, rows=stop - begin, **_file(path)))
   return files
+
+
+def write_shard(rows, path, vocab):
+  """Returns {rows, length, tokens, targets, size, blake2b} of one file of rows in the order they come.
+
+  For corpora that are packed file by file (`finish_folder`); the pipeline's order is random all the same.
+  """
+  counts = dict(rows=0, length=0, tokens=0, targets=0)
+  with _writing(path) as write:
+    for block in _blocks(rows, vocab, counts):
+      for row in block:
+        write(row.tobytes())
+  return counts | _file(path)
+
+
+def write_documents(records, path):
+  """Returns {rows, size, blake2b} of one file of JSON objects, for random access to text."""
+  rows = 0
+  with _writing(path) as write:
+    for record in records:
+      write(json.dumps(record, ensure_ascii=False).encode())
+      rows += 1
+  return dict(rows=rows, **_file(path))
+
+
+def finish_folder(folder, shards, *, vocab, seed, manifest_fields):
+  """Returns the manifest of a folder of `write_shard` files, written last: without it the folder is not whole.
+
+  shards: ['name' of the file and its counts] in order; files without a row are left out.
+  manifest_fields: {name: JSON value}.
+
+  Raises:
+    BadInput: there is no target.
+  """
+  shards = [c for c in shards if c['rows']]
+  counts = {k: sum(c[k] for c in shards) for k in ('rows', 'tokens', 'targets')}
+  if not counts['targets']:
+    raise BadInput(f'no token is left to pack into {folder}: loosen the rules, or leave the source out')
+  length = shards[0]['length']
+  files = [{k: c[k] for k in ('name', 'size', 'rows', 'blake2b')} for c in shards]
+  manifest = dict(
+    manifest_fields, format=FORMAT, vocab=vocab, seed=seed, length=length, **counts,
+    fill=counts['tokens'] / (counts['rows'] * length), files=files,
+    token_dtype=row_dtype(length, vocab)['tokens'].base.name,
+  )  # fmt: skip
+  manifest['fingerprint'] = digest(manifest)
+  path = os.path.join(folder, 'manifest.json')
+  with open(f'{path}.tmp', 'w') as file:
+    json.dump(manifest, file, indent=2, sort_keys=True)
+  os.replace(f'{path}.tmp', path)
+  return manifest
 
 
 def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
   """Returns the path of the packed rows of `source`, packing them unless they are there already.
 
   The path names everything the rows depend on: contents of the source files, tokenizer, length,
-  method, seed and holdout. A source of one folder that holds a manifest.json is used as it is.
+  method, seed and holdout. A source of one folder that holds a manifest.json, or one in its train and eval, is used as
+  it is.
 
   name: of the component, for the path.
   tokenizer: Tokenizer.
@@ -274,11 +344,12 @@ def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
   Raises:
     BadInput: the source is bad, or this split of it is empty.
   """
-  if len(source.files) == 1 and (manifest := read_manifest(source.files[0])):
+  if ready := packed(source, split):
+    manifest = read_manifest(ready)
     wanted = dict(length=length, tokenizer=tokenizer.fingerprint, split=split)
     if wrong := [f'{k} {manifest.get(k)}, not {v}' for k, v in wanted.items() if manifest.get(k) != v]:
-      raise BadInput(f'{source.files[0]} was packed with {"; ".join(wrong)}: pack the text again')
-    return source.files[0]
+      raise BadInput(f'{ready} was packed with {"; ".join(wrong)}: pack the text again')
+    return ready
   fields = dict(
     source=sources.fingerprint(source),
     reading=[source.field, source.split_on, source.on_error],
@@ -291,7 +362,7 @@ def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
   if read_manifest(path):
     return path
   fields.update(documents=0, source_bytes=0, skipped=collections.Counter())
-  rows = pack(_encode(source, tokenizer, split, fields), length, method)
+  rows = pack(encode(_training_text(source, split, fields), tokenizer), length, method)
   manifest = write_rows(rows, path, vocab=tokenizer.vocab, seed=seed, manifest_fields=fields)
   log.info(
     'packed %s: %d documents, %d tokens, %d rows, %.2f %% of positions used, skipped %s',
@@ -299,6 +370,16 @@ def prepare(name, source, tokenizer, *, length, method, seed, folder, split):
     dict(manifest['skipped']),
   )  # fmt: skip
   return path
+
+
+def packed(source, split):
+  """Returns the folder of a source that is packed, or that holds a packed folder per split; None where it is text."""
+  if len(source.files) != 1:
+    return None
+  folder = source.files[0].rstrip('/')
+  if read_manifest(folder):
+    return folder
+  return f'{folder}/{split}' if read_manifest(f'{folder}/{split}') else None
 
 
 def read_manifest(folder):
@@ -310,20 +391,21 @@ def read_manifest(folder):
     return json.load(file)
 
 
-def _encode(source, tokenizer, split, counts):
-  """Yields int32[n] per document of the split, BOS and EOS around it; updates the counts."""
+def _training_text(source, split, counts):
+  """Yields the text of each document of the split; updates the counts."""
+  for document in sources.documents(source, counts['skipped']):
+    if not document.text:
+      counts['skipped']['empty document'] += 1
+    if text := sources.part(document.text, source, split):
+      counts['documents'] += 1
+      counts['source_bytes'] += len(text.encode())
+      yield text
+
+
+def encode(texts, tokenizer):
+  """Yields int32[n] per text, BOS and EOS around it."""
   bos, eos = ([] if i is None else [i] for i in (tokenizer.bos, tokenizer.eos))
-
-  def parts():
-    for document in sources.documents(source, counts['skipped']):
-      if not document.text:
-        counts['skipped']['empty document'] += 1
-      if text := sources.part(document.text, source, split):
-        counts['documents'] += 1
-        counts['source_bytes'] += len(text.encode())
-        yield text
-
-  texts = parts()
+  texts = iter(texts)
   while group := list(itertools.islice(texts, 256)):
     for ids in tokenizer.encode_batch(group):
       yield np.concatenate([bos, ids, eos]).astype(np.int32)

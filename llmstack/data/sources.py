@@ -56,7 +56,7 @@ class Source:
         raise BadInput(f'source.{name} is {getattr(self, name)!r}: choose from {allowed}')
 
 
-class _Bad(BadInput):
+class Bad(BadInput):
   """A bad file or record; `kind` is what skipped ones are counted under."""
 
   def __init__(self, kind, sentence):
@@ -112,12 +112,21 @@ def documents(source, counts=None):
         text = _text(raw, where, source.field)
       except StopIteration:
         break
-      except _Bad as bad:
+      except Bad as bad:
         if source.on_error == 'raise':
           raise
         counts[bad.kind] += 1
       else:
         yield Document(f'{posixpath.basename(path)}:{index}', text)
+
+
+def objects(source):
+  """Yields (where, dict) for each JSON line, in the order of `documents`. Raises: BadInput as it does."""
+  for path in paths(source):
+    for _, where, raw in _records(path, source):
+      if not isinstance(raw, Json):
+        raise BadInput(f'{where} is not a JSON line: give .jsonl files')
+      yield where, parse(raw, where)
 
 
 def part(text, source, split):
@@ -158,61 +167,72 @@ def _records(path, source):
   """Yields (index, where, raw) of one file; raw is bytes, a dict or a parquet value."""
   name = path.removesuffix('.gz').removesuffix('.zst')
   if name.endswith('.jsonl'):
-    for index, (_, line) in enumerate(_split(_content(path), b'\n')):
+    for index, (_, line) in enumerate(split(_content(path), b'\n')):
       if line.strip():
-        yield index, f'{path}:{index + 1}', _Json(line)
+        yield index, f'{path}:{index + 1}', Json(line)
   elif name.endswith(('.txt', '.md')):
-    for index, (offset, piece) in enumerate(_split(_content(path), source.split_on.encode())):
+    for index, (offset, piece) in enumerate(split(_content(path), source.split_on.encode())):
       if piece.strip():
         yield index, f'{path}, part at byte {offset}', piece
   elif path.endswith('.parquet'):
     for index, value in enumerate(_parquet(path, source.field)):
       yield index, f'{path}, row {index}', value
   elif path.endswith(('.arrayrecord', '.array_record')):
-    for index, record in enumerate(_arrayrecord(path)):
+    for index, record in enumerate(arrayrecord(path)):
       json_like = record.lstrip().startswith(b'{')
-      yield index, f'{path}, record {index}', _Json(record) if json_like else record
+      yield index, f'{path}, record {index}', Json(record) if json_like else record
   else:
-    raise _Bad(
+    raise Bad(
       'unknown suffix',
       f'{path} has an unknown suffix: use .txt, .md or .jsonl (.gz, .zst), .parquet or .arrayrecord',
     )
 
 
-class _Json(bytes):
+class Json(bytes):
   """Bytes that must hold a JSON object."""
 
 
 def _text(raw, where, field):
   """Returns the text of a raw record."""
-  if isinstance(raw, bytes):
-    try:
-      value = raw.decode()
-    except UnicodeDecodeError as error:
-      raise _Bad('not UTF-8', f'{where}, byte {error.start} in it is not UTF-8: re-encode the file') from None
-    if isinstance(raw, _Json):
-      value = _field(value, where, field)
-  else:
-    value = raw
+  return checked(pick(parse(raw, where), where, field) if isinstance(raw, Json) else raw, where, field)
+
+
+def decoded(raw, where):
+  """Returns str of UTF-8 bytes. Raises: Bad."""
+  try:
+    return raw.decode()
+  except UnicodeDecodeError as error:
+    raise Bad('not UTF-8', f'{where}, byte {error.start} in it is not UTF-8: re-encode the file') from None
+
+
+def checked(value, where, field):
+  """Returns str of a field's value, text or its UTF-8 bytes. Raises: Bad for anything else."""
+  value = decoded(value, where) if isinstance(value, bytes) else value
   if not isinstance(value, str):
-    raise _Bad('field not text', f'{where}: field {field!r} is {type(value).__name__}, not text: fix the row')
+    raise Bad('field not text', f'{where}: field {field!r} is {type(value).__name__}, not text: fix the row')
   if not value.isascii():
     try:
       value.encode()  # JSON can spell half a surrogate pair, which no UTF-8 can hold
     except UnicodeEncodeError:
-      raise _Bad('not UTF-8', f'{where}: field {field!r} has a lone surrogate escape: fix the row') from None
+      raise Bad('not UTF-8', f'{where}: field {field!r} has a lone surrogate escape: fix the row') from None
   return value
 
 
-def _field(line, where, field):
+def parse(line, where):
+  """Returns dict of one JSON line. Raises: Bad."""
   try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise _Bad('not JSON', f'{where} is not JSON ({error.msg}): fix the line or set on_error skip') from None
+    record = json.loads(decoded(line, where))
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise Bad('not JSON', f'{where} is not JSON ({error}): fix the line or set on_error skip') from None
   if not isinstance(record, dict):
-    raise _Bad('not JSON', f'{where} is JSON but not an object: write {{"{field}": ...}}')
+    raise Bad('not JSON', f'{where} is JSON but not an object: write {{"text": ...}}')
+  return record
+
+
+def pick(record, where, field):
+  """Returns record[field]. Raises: Bad, naming the fields that are there."""
   if field not in record:
-    raise _Bad('missing field', f'{where} has no field {field!r}, only {sorted(record)}: set source.field')
+    raise Bad('missing field', f'{where} has no field {field!r}, only {sorted(record)}: set source.field')
   return record[field]
 
 
@@ -225,7 +245,7 @@ def _content(path):
       empty = empty and not chunk
       yield chunk
   if empty:
-    raise _Bad('empty file', f'{path} is empty: write it again or leave it out of source.files')
+    raise Bad('empty file', f'{path} is empty: write it again or leave it out of source.files')
 
 
 def _inflate(path, chunks):
@@ -243,55 +263,74 @@ def _inflate(path, chunks):
       try:
         yield stream.decompress(chunk)
       except error as reason:
-        raise _Bad('corrupt file', f'{path} cannot be decompressed ({reason}): copy it again') from None
+        raise Bad('corrupt file', f'{path} cannot be decompressed ({reason}): copy it again') from None
       chunk = stream.unused_data if stream.eof else b''
       stream = None if stream.eof else stream
   if stream is not None:
-    raise _Bad('truncated file', f'{path} ends in the middle of its data: copy it again')
+    raise Bad('truncated file', f'{path} ends in the middle of its data: copy it again')
 
 
-def _split(chunks, separator):
-  """Yields (byte offset, piece) between separators; an empty separator gives one piece."""
+def split(chunks, separator, limit=None):
+  """Yields (byte offset, piece) between separators; an empty separator gives one piece.
+
+  limit: bytes of a piece; None stands for a longer one, of which no more than this is ever held.
+  A chunk of None says that bytes were lost there: what lies around it, up to the separators, is left out.
+  """
   buffer, offset, searched = bytearray(), 0, 0
+  begin = fault = None  # of a piece that began before the buffer: its offset, and 'long' or 'lost'
   for chunk in chunks:
+    if chunk is None:
+      offset, searched, fault = offset + len(buffer), 0, 'lost'
+      buffer.clear()
+      continue
     buffer += chunk
     start = 0
     while separator and (end := buffer.find(separator, max(start, searched))) >= 0:
-      yield offset + start, bytes(buffer[start:end])
+      if fault == 'long' or limit is not None and not fault and end - start > limit:
+        yield begin if fault else offset + start, None
+      elif not fault:
+        yield offset + start, bytes(buffer[start:end])
+      fault = None
       start = end + len(separator)
     del buffer[:start]
     offset += start
+    if limit is not None and len(buffer) > limit + len(separator):
+      begin, fault = (begin, fault) if fault else (offset, 'long')
+      drop = len(buffer) - max(0, len(separator) - 1)
+      del buffer[:drop]
+      offset += drop
     searched = max(0, len(buffer) - len(separator) + 1)  # a separator may straddle two chunks
-  yield offset, bytes(buffer)
+  if fault == 'long' or limit is not None and not fault and len(buffer) > limit:
+    yield begin if fault else offset, None
+  elif not fault:
+    yield offset, bytes(buffer)
 
 
 def _parquet(path, field):
-  try:
-    import pyarrow
-    import pyarrow.parquet
-  except ImportError:
-    raise BadInput(f"{path} needs pyarrow: pip install 'llmstack[parquet]'") from None
+  import pyarrow
+  import pyarrow.parquet
+
   with fsspec.open(path, 'rb') as file:
     try:
       table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-      raise _Bad('corrupt file', f'{path} is not a whole parquet file ({error}): copy it again') from None
+      raise Bad('corrupt file', f'{path} is not a whole parquet file ({error}): copy it again') from None
     if field not in table.schema_arrow.names:
       names = sorted(table.schema_arrow.names)
-      raise _Bad('missing field', f'{path} has no column {field!r}, only {names}: set source.field')
+      raise Bad('missing field', f'{path} has no column {field!r}, only {names}: set source.field')
     for rows in table.iter_batches(columns=[field]):
       yield from rows.column(0).to_pylist()
 
 
-def _arrayrecord(path):
+def arrayrecord(path):
   from array_record.python.array_record_module import ArrayRecordReader
 
   reader = ArrayRecordReader(path)
   total = reader.num_records()
   if not reader.ok():
-    raise _Bad('corrupt file', f'{path} is empty or not a whole ArrayRecord file: copy it again')
+    raise Bad('corrupt file', f'{path} is empty or not a whole ArrayRecord file: copy it again')
   if not total:
-    raise _Bad('empty file', f'{path} has no record: write it again or leave it out of source.files')
+    raise Bad('empty file', f'{path} has no record: write it again or leave it out of source.files')
   for start in range(0, total, 1024):
     yield from reader.read(start, min(start + 1024, total))
   reader.close()

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
-from llmstack import metrics, optim, sharding, state
+from llmstack import errors, metrics, optim, sharding, state
 from llmstack import step as steps
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
 from llmstack.model import ModelConfig, allocate, check_attention, init, parameters, train_flops_per_token
 from llmstack.plan import aot
-from llmstack.tasks import start
 from llmstack.tasks.pretrain import lm_loss
 
 
@@ -44,7 +43,7 @@ def laid_out(mesh, x, letters):
 def train_step(config, cfg, mesh):
   """Returns (jitted step, its arguments as shapes with shardings, model FLOPs of one call)."""
   c = config.train
-  start.at_least(config, 1, 'train.batch', 'train.length', 'train.microbatches', 'train.loss_chunk')
+  errors.at_least(config, 1, 'train.batch', 'train.length', 'train.microbatches', 'train.loss_chunk')
   if c.batch % c.microbatches or c.length % c.loss_chunk:
     raise BadInput(
       f'train.microbatches = {c.microbatches} must divide train.batch = {c.batch}, '
@@ -68,7 +67,7 @@ def train_step(config, cfg, mesh):
 def decode_step(config, cfg, mesh):
   """Returns (jitted decode_one, its arguments as shapes with shardings, model FLOPs of one call)."""
   c = config.decode
-  start.at_least(config, 1, 'decode.batch', 'decode.length')
+  errors.at_least(config, 1, 'decode.batch', 'decode.length')
   shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
   sharding.check_divisible(shapes, mesh, B=c.batch)
   params = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
@@ -131,7 +130,7 @@ def run(config, workdir):
   devices = devices_of(config.topology)
   hbm, peak = aot.per_device(aot.HBM, devices), aot.per_device(metrics.PEAK, devices)
   cfg = ModelConfig(**config.model.to_dict())
-  os.makedirs(start.local(workdir, 'workdir'), exist_ok=True)
+  os.makedirs(errors.local(workdir, 'workdir'), exist_ok=True)
   size = f'{parameters(cfg)[0] / 1e9:.3f}B parameters in {cfg.layers} layers'
   print(f'{config.topology}: {len(devices)} x {devices[0].device_kind}; {size}, {cfg.attention}, remat {cfg.remat}')
   programs = {

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llmstack import errors
 from llmstack.checkpoint import Checkpoints
 from llmstack.data.tokenizer import Tokenizer
 from llmstack.errors import BadInput
@@ -27,7 +28,7 @@ def run(config, workdir):
     raise BadInput(
       f'{config.tokenizer} has {tokenizer.vocab} entries and {config.weights} {cfg.vocab}: they do not belong together'
     )
-  saved = Checkpoints.of(start.local(workdir, 'workdir'), create=True)
+  saved = Checkpoints.of(errors.local(workdir, 'workdir'), create=True)
   if saved.latest() is not None:
     raise BadInput(f'{workdir} already holds checkpoint {saved.latest()}: choose an empty workdir')
   meta = start.record(cfg, config, tokenizer) | {'data': None}

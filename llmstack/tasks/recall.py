@@ -6,11 +6,10 @@ import re
 
 import numpy as np
 
-from llmstack import metrics, sharding
+from llmstack import errors, metrics, sharding
 from llmstack.data import world
 from llmstack.errors import BadInput
 from llmstack.model import parameters
-from llmstack.tasks import start
 from llmstack.tasks.sample import complete, load
 
 
@@ -28,8 +27,8 @@ def run(config, workdir):
     raise BadInput(f'{config.world} holds no world: make one with --config configs/world.py --workdir {config.world}')
   with open(manifest) as f:
     facts = world.facts(json.load(f)['seed'])
-  start.at_least(config, 1, 'batch', 'answer_tokens')
-  start.at_least(config, 3, 'quizzes')
+  errors.at_least(config, 1, 'batch', 'answer_tokens')
+  errors.at_least(config, 3, 'quizzes')
   fewest = min(world.variants(a, 'cloze') for a in world.ATTRIBUTES)
   if not 0 <= config.wording < fewest or config.quizzes > len(facts):
     raise BadInput(f'wording = {config.wording} and quizzes = {config.quizzes}: use below {fewest}, up to {len(facts)}')

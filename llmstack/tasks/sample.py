@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llmstack import sharding
+from llmstack import errors, sharding
 from llmstack.checkpoint import Checkpoints
 from llmstack.errors import BadInput
 from llmstack.infer import decode
@@ -118,7 +118,7 @@ def load(workdir, step, mesh, rows):
 
 def run(config, workdir):
   """Prints completions of config.prompt, or answers lines of standard input until it ends."""
-  start.at_least(config, 1, 'new_tokens', 'samples')
+  errors.at_least(config, 1, 'new_tokens', 'samples')
   seeds = seed_range(config.seed, config.samples)
   stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
   if '' in stop:

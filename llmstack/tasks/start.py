@@ -16,7 +16,7 @@ from llmstack.checkpoint import Checkpoints, differences
 from llmstack.data import packing, pipeline, sources
 from llmstack.data.batch import targets
 from llmstack.data.tokenizer import Tokenizer, train
-from llmstack.errors import BadInput
+from llmstack.errors import BadInput, at_least
 from llmstack.model import ModelConfig, check_attention, describe
 
 TOKENIZER_CHARACTERS = 16_000_000  # of each source: enough for a vocabulary, and seconds to train on
@@ -28,23 +28,6 @@ EXECUTION = ('attention', 'scan', 'remat', 'dtype', 'dropout', 'init_std')
 def say(line):
   if jax.process_index() == 0:
     print(line, file=sys.stderr, flush=True)
-
-
-def at_least(config, least, *keys):
-  """Returns nothing; raises BadInput where one of the dotted keys is below `least`. None is let through."""
-  for key in keys:
-    value = config
-    for part in key.split('.'):
-      value = value[part]
-    if value is not None and value < least:
-      raise BadInput(f'{key} = {value} must be at least {least}')
-
-
-def local(path, what):
-  """Returns path; raises BadInput for a URL, which only sources of text may be today."""
-  if '://' in path:
-    raise BadInput(f'{what} = {path} is a URL: only data.sources may be remote yet, give a local or mounted folder')
-  return path
 
 
 def data_sources(config):
@@ -59,18 +42,13 @@ def data_sources(config):
   return out
 
 
-def packed(source):
-  """Returns whether the source is one packed folder rather than text."""
-  return len(source.files) == 1 and packing.read_manifest(source.files[0]) is not None
-
-
 def tokenizer_for(config, srcs):
   """Returns the Tokenizer at tokenizer.path, or one trained on the sources' training text, kept in data.folder."""
   c = config.tokenizer
   if c.path is not None:
     return Tokenizer(c.path)
   for name, source in srcs.items():
-    if packed(source):
+    if packing.packed(source, 'train'):
       raise BadInput(f'source {name} is a packed folder: set tokenizer.path to the tokenizer it was packed with')
   reading = {name: dataclasses.asdict(s) | {'files': sources.fingerprint(s)} for name, s in srcs.items()}
   key = json.dumps([reading, c.kind, c.vocab, TOKENIZER_CHARACTERS], sort_keys=True).encode()
@@ -99,11 +77,12 @@ def _training_text(srcs):
 def open_rows(config, srcs, tokenizer, split):
   """Returns {name: Rows} of that split, packing what is not packed yet.
 
-  A source without holdout, or one that came packed, has no 'eval'.
+  A source without holdout, or one that came packed without it, has no 'eval'.
   """
   out = {}
   for name, source in srcs.items():
-    if split == 'eval' and (not source.holdout or packed(source)):
+    came, held = packing.packed(source, 'train'), packing.packed(source, 'eval')
+    if split == 'eval' and not (held not in (None, came) if came else source.holdout):
       continue
     folder = packing.prepare(
       name, source, tokenizer, length=config.data.length + 1, method=config.data.packing, seed=config.seed,
@@ -113,6 +92,29 @@ def open_rows(config, srcs, tokenizer, split):
     m = out[name].manifest
     skipped = ''.join(f', skipped {n} x {kind}' for kind, n in m['skipped'].items())
     say(f'{name} ({split}): {m["rows"]:,} rows, {m["tokens"]:,} tokens, {m["fill"]:.1%} of positions used{skipped}')
+  return out
+
+
+def weights(config):
+  """Returns {source: share}, or [(first step, {source: share})] of the plan that a preparation wrote.
+
+  Raises: BadInput where the plan is for other sources.
+  """
+  names = list(config.data.sources)
+  if config.data.plan is None:
+    return {name: c.weight for name, c in config.data.sources.items()}
+  try:
+    with open(config.data.plan) as f:
+      rows = json.load(f)
+  except FileNotFoundError:
+    raise BadInput(f'data.plan = {config.data.plan} does not exist: give the plan.json of a preparation') from None
+  if differ := sorted({r['source'] for r in rows} ^ set(names)):
+    raise BadInput(f'{config.data.plan} and data.sources differ in {", ".join(differ)}: give the sources of the plan')
+  total, seen, out = sum(r['drawn_tokens'] for r in rows), 0, []
+  for stage in sorted({r['stage'] for r in rows}):
+    drawn = {r['source']: r['drawn_tokens'] for r in rows if r['stage'] == stage}
+    out.append((round(config.train.steps * seen / total), dict.fromkeys(names, 0.0) | drawn))
+    seen += sum(drawn.values())
   return out
 
 
