@@ -100,7 +100,8 @@ def test_whole_text_file(tmp_path):
 
 def test_parquet_and_arrayrecord(tmp_path):
   """Column formats and records read in another order, or records taken for JSON that are text."""
-  pyarrow = pytest.importorskip('pyarrow', reason='pyarrow is the parquet extra')
+  import pyarrow
+
   parquet = pytest.importorskip('pyarrow.parquet')
   table = pyarrow.table({'n': [1, 2, 3], 'text': TEXTS})
   parquet.write_table(table, str(tmp_path / 'a.parquet'))
@@ -137,8 +138,6 @@ BAD = [
 @pytest.mark.parametrize('name, data, kind, sentence', BAD, ids=[bad[0] for bad in BAD])
 def test_bad_input(tmp_path, name, data, kind, sentence):
   """Bad files pass silently or as a stack trace; 'skip' loses what is good, or loses the count."""
-  if name.endswith('.parquet'):
-    pytest.importorskip('pyarrow', reason='pyarrow is the parquet extra')
   write(tmp_path / name, data)
   with pytest.raises(BadInput, match=sentence):
     list(documents(source(tmp_path / name)))
@@ -550,6 +549,49 @@ def test_position(parts, tmp_path):
   ]
   with pytest.raises(BadInput, match='fingerprints c: checkpoint [0-9a-f]+, now None'):
     mixture({k: parts[k] for k in 'ab'}, {'a': 1, 'b': 1}).check(position)
+
+
+STAGES = [(0, {'a': 0.6, 'b': 0.4, 'c': 0}), (20, {'a': 0.1, 'b': 0.2, 'c': 0.7}), (50, {'a': 0.5, 'b': 0.5, 'c': 0})]
+
+
+def test_weights_that_change_while_training(parts):
+  """At the border of two stages rows are repeated or left out, a share is wrong, or batches depend on history."""
+  one, batch = mixture(parts, STAGES), 8
+  component, row = one.locate(np.arange(100 * batch))
+  for (step, weights), end in zip(STAGES, (20, 50, 100)):
+    here = component[step * batch : end * batch]
+    targets = {n: p.manifest['targets'] / len(p) for n, p in parts.items()}
+    rate = {n: w / targets[n] for n, w in weights.items()}
+    for i, n in enumerate(parts):
+      assert abs((here == i).sum() - len(here) * rate[n] / sum(rate.values())) <= 2 + np.log(3), (step, n)
+  for i, part in enumerate(parts.values()):
+    mine = row[component == i]
+    for epoch in range(len(mine) // len(part)):  # also the epochs that a border divides
+      assert sorted(mine[epoch * len(part) : (epoch + 1) * len(part)].tolist()) == list(range(len(part)))
+  assert [crc(one.batch(k)) for k in (19, 20, 55)] == [crc(mixture(parts, STAGES).batch(k)) for k in (19, 20, 55)]
+  for k in (0, 20, 21, 50, 77):
+    counts = np.bincount(component[: k * batch], minlength=3)
+    assert one.epochs(k) == {n: c / len(p) for (n, p), c in zip(parts.items(), counts.tolist())}
+  plain = mixture(parts, {'a': 0.6, 'b': 0.1, 'c': 0.3})
+  same = mixture(parts, [(0, {'a': 6, 'b': 1, 'c': 3})])
+  np.testing.assert_array_equal(plain.locate(np.arange(99)), same.locate(np.arange(99)))
+  assert plain.position(3) == same.position(3)
+  position = one.position(30)
+  one.check(json.loads(json.dumps(position)))
+  with pytest.raises(BadInput, match=r"weights 20: checkpoint \{'a': 0.1, .*, now None"):
+    plain.check(position)
+
+
+@pytest.mark.parametrize(
+  'stages, words',
+  [([(1, {})], 'begin at 0 and rise'), ([(0, {}), (0, {})], 'begin at 0 and rise'),
+   ([(0, {'a': 0, 'b': 0, 'c': 0})], 'the weight of a is 0'),
+   ([*STAGES, (60, {'a': 0, 'b': 0, 'c': 0})], 'all weights are 0')],
+)  # fmt: skip
+def test_bad_stages(parts, stages, words):
+  """A stage of nothing is an endless loop, or ends the run at its first step, hours later."""
+  with pytest.raises(BadInput, match=words):
+    mixture(parts, stages)
 
 
 def test_bad_mixture(parts, tmp_path):

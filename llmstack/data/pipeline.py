@@ -63,23 +63,32 @@ class Mixture:
   """An endless stream of batches over packed folders.
 
   parts: {name: Rows}.
-  weights: {name: share of the training tokens (targets)}, normalised here.
+  weights: {name: share of the training tokens (targets)}, normalised here; or, where they change while training,
+    [(first step, {name: share})], the first of them at step 0, in which a share may be 0.
   seed: of the order within each component, anew in every epoch.
   batch: sequences per global batch.
 
-  After any number of examples each component has given its share of them within 2 + ln(components)
-  rows. A share of tokens becomes a share of rows by the component's mean targets per row.
+  After any number of examples of a stage each component has given its share of them within 2 + ln(components)
+  rows. A share of tokens becomes a share of rows by the component's mean targets per row. A component goes on where the
+  stage before left it, so that each row is seen once per epoch across the stages.
 
   Raises:
     BadInput: names differ, a weight is not positive, or the parts do not go together.
   """
 
   def __init__(self, parts, weights, *, seed, batch):
-    if not parts or set(parts) != set(weights):
-      raise BadInput(f'weights name {sorted(weights)} but the data is {sorted(parts)}: match them')
-    for name, weight in weights.items():
-      if not (weight > 0 and math.isfinite(weight)):
-        raise BadInput(f'the weight of {name} is {weight}: make it positive or drop the component')
+    stages = [(0, weights)] if isinstance(weights, dict) else list(weights)
+    steps = [step for step, _ in stages]
+    if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+      raise BadInput(f'the stages of the mixture begin at steps {steps}: begin at 0 and rise')
+    for _, stage in stages:
+      if not parts or set(parts) != set(stage):
+        raise BadInput(f'weights name {sorted(stage)} but the data is {sorted(parts)}: match them')
+      for name, weight in stage.items():
+        if not (weight >= 0 and math.isfinite(weight)) or not weight and len(stages) == 1:
+          raise BadInput(f'the weight of {name} is {weight}: make it positive or drop the component')
+      if not any(stage.values()):
+        raise BadInput(f'all weights are 0 in {stage}: make one positive')
     if batch < 1:
       raise BadInput(f'batch is {batch}: give a positive number of sequences')
     for key in ('length', 'vocab', 'tokenizer'):
@@ -87,13 +96,17 @@ class Mixture:
       if len(set(values.values())) > 1:
         raise BadInput(f'components differ in {key}, {values}: pack them alike')
     self.parts, self.seed, self.batch_size = dict(parts), seed, batch
-    total = sum(weights.values())
-    self.weights = {name: weights[name] / total for name in sorted(weights)}
-    rate = {n: w * len(parts[n]) / parts[n].manifest['targets'] for n, w in self.weights.items()}
-    # Largest first: each split's rounding then costs the later components least.
-    self._names = sorted(rate, key=lambda name: (-rate[name], name))
-    left = np.cumsum([rate[name] for name in self._names][::-1])[::-1]
-    self._shares = [np.uint64(round(rate[n] / s * 2**32)) for n, s in zip(self._names, left)]
+    self.weights = [(step, {n: w[n] / sum(w.values()) for n in sorted(w)}) for step, w in stages]
+    self._stages, given = [], dict.fromkeys(parts, np.uint64(0))
+    for (step, w), end in zip(self.weights, [*steps[1:], None]):
+      rate = {n: x * len(parts[n]) / parts[n].manifest['targets'] for n, x in w.items() if x}
+      # Largest first: each split's rounding then costs the later components least.
+      names = sorted(rate, key=lambda name: (-rate[name], name))
+      left = np.cumsum([rate[name] for name in names][::-1])[::-1]
+      shares = [np.uint64(round(rate[n] / s * 2**32)) for n, s in zip(names, left)]
+      self._stages.append((np.uint64(step * batch), names, shares, given))
+      if end is not None:
+        given = self._given(len(self._stages) - 1, end * batch)
     self._keys = {n: packing.seed_key('order', seed, part.fingerprint) for n, part in parts.items()}
 
   def locate(self, index):
@@ -103,14 +116,30 @@ class Mixture:
     """
     order = list(self.parts)
     component, row = np.empty(len(index), np.int64), np.empty(len(index), np.int64)
-    place, turn = np.arange(len(index)), np.asarray(index, np.uint64)
-    for name, share in zip(self._names, self._shares):
-      before = _count(turn, share)
-      here = _count(turn + np.uint64(1), share) > before
-      component[place[here]] = order.index(name)
-      row[place[here]] = self._row(name, before[here])
-      place, turn = place[~here], (turn - before)[~here]
+    index = np.asarray(index, np.uint64)
+    starts = np.array([start for start, *_ in self._stages], np.uint64)
+    stage = np.searchsorted(starts, index, 'right') - 1
+    for s in np.unique(stage):
+      start, names, shares, given = self._stages[s]
+      place = np.flatnonzero(stage == s)
+      turn = index[place] - start
+      for name, share in zip(names, shares):
+        before = _count(turn, share)
+        here = _count(turn + np.uint64(1), share) > before
+        component[place[here]] = order.index(name)
+        row[place[here]] = self._row(name, given[name] + before[here])
+        place, turn = place[~here], (turn - before)[~here]
     return component, row
+
+  def _given(self, stage, index):
+    """Returns {name: uint64 turns} that each component has had before this example, which lies in or ends the stage."""
+    start, names, shares, given = self._stages[stage]
+    given, turn = dict(given), np.array([index], np.uint64) - start
+    for name, share in zip(names, shares):
+      count = _count(turn, share)
+      given[name] += count[0]
+      turn = turn - count
+    return given
 
   def _row(self, name, turn):
     size = np.uint64(len(self.parts[name]))
@@ -158,12 +187,9 @@ class Mixture:
 
   def epochs(self, step):
     """Returns {name: passes over the component that are done before `step`}."""
-    turn, done = np.array([step * self.batch_size], np.uint64), {}
-    for name, share in zip(self._names, self._shares):
-      count = _count(turn, share)
-      done[name] = int(count[0]) / len(self.parts[name])
-      turn = turn - count
-    return done
+    index = step * self.batch_size
+    stage = sum(int(start) <= index for start, *_ in self._stages) - 1
+    return {name: int(n) / len(self.parts[name]) for name, n in self._given(stage, index).items()}
 
   def position(self, step):
     """Returns a JSON dict: where the stream stands before `step`, and what it depends on."""
@@ -172,8 +198,8 @@ class Mixture:
       step=step,
       seed=self.seed,
       batch=self.batch_size,
-      weights=self.weights,
-      fingerprints={name: self.parts[name].fingerprint for name in self.weights},
+      weights=self.weights[0][1] if len(self.weights) == 1 else {str(step): w for step, w in self.weights},
+      fingerprints={name: self.parts[name].fingerprint for name in sorted(self.parts)},
       epochs=self.epochs(step),
     )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmstack import loop, memory, metrics, optim, runtime, sharding, state
+from llmstack import errors, loop, memory, metrics, optim, runtime, sharding, state
 from llmstack import step as steps
 from llmstack.checkpoint import Checkpoints
 from llmstack.data import batch as batches
@@ -88,7 +88,7 @@ def evaluator(config, evaluate, parts, log, place, sampler, watch):
 
 def check_samples(config, cfg, tokenizer):
   """Returns nothing; raises BadInput for an eval prompt that would fail in the middle of training."""
-  start.at_least(config, 1, 'eval.rows', 'eval.every', 'eval.new_tokens')
+  errors.at_least(config, 1, 'eval.rows', 'eval.every', 'eval.new_tokens')
   for prompt in config.eval.prompts:
     if not 0 < len(tokenizer.prompt(prompt)) <= cfg.length - config.eval.new_tokens:
       raise BadInput(
@@ -101,18 +101,18 @@ def run(config, workdir):
   """Trains to config.train.steps, resuming from workdir where it can; logs, evaluates, saves and draws the curves."""
   # All that can be wrong without a device is found before one is started.
   watch = runtime.here()
-  start.at_least(config, 1, 'runtime.hang_s', 'runtime.grace_s')
+  errors.at_least(config, 1, 'runtime.hang_s', 'runtime.grace_s')
   watch.configure(workdir, hang_s=config.runtime.hang_s, grace_s=config.runtime.grace_s)
   srcs = start.data_sources(config)
   start.check_train(config)
-  start.at_least(config, 1, 'checkpoint.every', 'checkpoint.keep', 'checkpoint.keep_every')
-  start.local(config.data.folder, 'data.folder')
+  errors.at_least(config, 1, 'checkpoint.every', 'checkpoint.keep', 'checkpoint.keep_every')
+  errors.local(config.data.folder, 'data.folder')
   o = config.optim
   rate = optim.schedule(kind=o.schedule, lr=o.lr, warmup=o.warmup, steps=config.train.steps, end=o.end, decay=o.decay)
   tx = optim.make(name=o.name, rate=rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
   mesh = sharding.make_mesh(**config.mesh)
   own = Checkpoints.of(
-    start.local(workdir, 'workdir'), keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
+    errors.local(workdir, 'workdir'), keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
     best=config.checkpoint.best and (config.checkpoint.best, 'min'), create=True,
   )  # fmt: skip
   origin = start.Origin(config, own)
@@ -125,8 +125,7 @@ def run(config, workdir):
   check_samples(config, cfg, tokenizer)
   with watch.pod.first('rows'):
     parts, held_out = (start.open_rows(config, srcs, tokenizer, split) for split in ('train', 'eval'))
-  weights = {name: c.weight for name, c in config.data.sources.items()}
-  mixture = pipeline.Mixture(parts, weights, seed=config.seed, batch=config.data.batch)
+  mixture = pipeline.Mixture(parts, start.weights(config), seed=config.seed, batch=config.data.batch)
   origin.check_data(mixture)
   watch.pod.agree(
     'start',
