@@ -15,7 +15,6 @@ import statistics
 import time
 
 from llmstack import lease
-from llmstack.checkpoint import listing
 from llmstack.errors import BadInput
 
 POINTS = 600  # of a curve; a longer one keeps mean, least and greatest of each bucket
@@ -175,6 +174,8 @@ def state(workdir, rows, wanted):
 
 def run(workdir):
   """Returns everything that the page shows of one run, as JSON."""
+  from llmstack.checkpoint import listing  # here, because it imports jax
+
   rows, config = read(workdir)
   settings = flat(config)
   per_step = settings.get('data.batch', 1) * settings.get('data.length', 1)
@@ -247,21 +248,29 @@ def collect(workdirs, now=None):
   }
 
 
-def page(data):
-  """Returns the HTML of `collect`'s data: no request leaves it, and no text in it can become markup."""
-  asset = lambda name: (importlib.resources.files('llmstack.report') / name).read_text(encoding='utf-8')  # noqa: E731
-  style, script = asset('page.css'), asset('page.js')
+def fill(name, title, data):
+  """Returns the page whose body is <name>.html and whose script is <name>.js, about `data`, which has 'made'.
+
+  No request leaves it, and no text in it can become markup.
+  """
+  asset = lambda file: (importlib.resources.files('llmstack.report') / file).read_text(encoding='utf-8')  # noqa: E731
+  style, script = asset('page.css'), asset('draw.js') + asset(f'{name}.js')
   # Only these two hashes may style and run, and nothing may be fetched, whatever a sample says.
   sha = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"  # noqa: E731
-  names = ', '.join(r['name'] for r in data['runs'])
   text = json.dumps(data, separators=(',', ':'), allow_nan=False, ensure_ascii=False)
-  text = text.encode(errors='replace').decode()  # half a surrogate pair, from a sample cut within one, is not UTF-8
-  fill = {
+  values = {
     'csp': f"default-src 'none'; img-src data:; style-src {sha(style)}; script-src {sha(script)}",
-    'title': html.escape(f'{names}: llmstack report'),
+    'title': html.escape(f'{title}: llmstack report'),
     'made': datetime.datetime.fromtimestamp(data['made'], datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
     'style': style,
+    'main': asset(f'{name}.html'),
     'data': text.replace('<', '\\u003c'),  # it ends a script element in HTML, whatever JSON thinks of it
     'script': script,
   }
-  return re.sub(r'\{\{(\w+)\}\}', lambda m: fill[m[1]], asset('page.html'))
+  out = re.sub(r'\{\{(\w+)\}\}', lambda m: values[m[1]], asset('frame.html'))
+  return out.encode(errors='replace').decode()  # half a surrogate pair, from a text cut within one, is not UTF-8
+
+
+def page(data):
+  """Returns the HTML of `collect`'s data."""
+  return fill('page', ', '.join(r['name'] for r in data['runs']), data)

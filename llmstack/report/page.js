@@ -1,7 +1,5 @@
-'use strict'
-// Draws the object in #data. Texts become nodes by textContent only; the view lives in the address's hash, so
+// Draws the curves of training runs; draw.js comes before. The view lives in the address's hash, so
 // that a link shows what its sender saw: #x=tokens&log=1&logx=1&smooth=0.8&acc=1&off=run/train&off=..&from=..&to=..&step=500.
-const data = JSON.parse(document.getElementById('data').textContent)
 const runs = data.runs
 const single = runs.length === 1
 const view = { x: 'step', log: false, logx: false, smooth: 0.6, acc: false, off: new Set(), from: null, to: null, step: null, all: false }
@@ -9,53 +7,13 @@ const charts = []
 let cursor = null // x of the crosshair, in units of the x axis
 
 // ---------------------------------------------------------------- nodes and words
-const SVG = 'http://www.w3.org/2000/svg'
-const fill = (node, attrs, kids) => {
-  for (const [k, v] of Object.entries(attrs || {})) {
-    if (k.startsWith('on')) node.addEventListener(k.slice(2), v)
-    else if (v !== null && v !== undefined && v !== false) node.setAttribute(k, v)
-  }
-  node.append(...kids.flat().filter((k) => k !== null && k !== undefined && k !== false))
-  return node
-}
-const el = (tag, attrs, ...kids) => fill(document.createElement(tag), attrs, kids)
-const svg = (tag, attrs, ...kids) => fill(document.createElementNS(SVG, tag), attrs, kids)
-const $ = (id) => document.getElementById(id)
-const many = (n, word) => `${whole(n)} ${word}${n === 1 ? '' : 's'}`
-const whole = (n) => Math.round(n).toLocaleString('en-US')
-const significant = (v, digits = 4) => {
-  if (v === null || v === undefined) return 'none'
-  const a = Math.abs(v)
-  if (a && (a < 1e-4 || a >= 1e7)) return v.toExponential(digits - 2).replace(/\.?0*e\+?/, 'e')
-  return Number(v.toPrecision(digits)).toLocaleString('en-US', { maximumFractionDigits: 8 })
-}
-const short = (v) => { // 12.3M
-  for (const [n, unit] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
-    if (Math.abs(v) >= n) return Number((v / n).toPrecision(3)) + unit
-  }
-  return String(Number(v.toPrecision(3)))
-}
-const clock = (s) => {
-  if (s < 10) return `${Number(s.toPrecision(2))} s`
-  if (s < 120) return `${Math.round(s)} s`
-  if (s < 7200) return `${s < 600 ? (s / 60).toFixed(1) : Math.round(s / 60)} min`
-  return s < 172800 ? `${(s / 3600).toFixed(1)} h` : `${(s / 86400).toFixed(1)} days`
-}
 const exactClock = (s) => {
   const t = Math.round(s)
   const two = (n) => String(n).padStart(2, '0')
   return `${Math.floor(t / 3600)}:${two(Math.floor(t / 60) % 60)}:${two(t % 60)}`
 }
-const bytes = (n) => {
-  for (const [size, unit] of [[1e12, 'TB'], [1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB']]) if (n >= size) return `${(n / size).toPrecision(3)} ${unit}`
-  return `${n} B`
-}
-const percent = (v) => `${(100 * v).toFixed(v && v !== 1 && (v < 0.0995 || v > 0.9949) ? 1 : 0)} %`
-const date = (s) => new Date(1000 * s).toISOString().slice(0, 16).replace('T', ' ') + ' UTC'
 const ago = (s) => (s < 5400 ? `${Math.max(1, Math.round(s / 60))} min` : s < 129600 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`)
 const sources = [...new Set(runs.flatMap((r) => Object.keys(r.eval)))]
-const look = (i) => `r${i % 6} ${i >= 6 ? `dash${Math.floor(i / 6) % 4}` : ''}`
-const last = (list) => list[list.length - 1]
 const lastFinite = (list) => last(list.filter((v) => v !== null))
 
 // ---------------------------------------------------------------- axes
@@ -76,30 +34,6 @@ function place(run, step) {
   return v[a] + ((v[b] - v[a]) * (step - s[a])) / (s[b] - s[a])
 }
 
-function ticks(lo, hi, count, log, steps) {
-  if (log) {
-    const out = []
-    const dense = hi / lo < 30
-    for (let e = Math.floor(Math.log10(lo)) ; e <= Math.ceil(Math.log10(hi)); e++) {
-      for (const m of dense ? [1, 1.5, 2, 3, 4, 5, 6, 7, 8] : hi / lo < 3000 ? [1, 2, 5] : [1]) {
-        const t = m * 10 ** e
-        if (t >= lo * 0.9999 && t <= hi * 1.0001) out.push(Number(t.toPrecision(6)))
-      }
-    }
-    while (out.length > count + 3) for (let i = out.length - 2; i > 0; i -= 2) out.splice(i, 1)
-    if (out.length > 1) return out
-  }
-  const raw = (hi - lo) / count
-  let step
-  if (steps && raw > 1 && raw < 86400) step = steps.find((s) => s >= raw * 0.8) || 86400
-  else {
-    const e = 10 ** Math.floor(Math.log10(raw))
-    step = e * [1, 2, 2.5, 5, 10].find((m) => m * e >= raw * 0.85)
-  }
-  const out = []
-  for (let t = Math.ceil(lo / step - 1e-9) * step; t <= hi * (1 + 1e-9); t += step) out.push(Number(t.toPrecision(10)))
-  return out
-}
 const timeTick = (v, hi) => (hi < 180 ? `${Number(v.toPrecision(3))} s` : hi < 10800 ? `${Number((v / 60).toPrecision(3))} min` : hi < 259200 ? `${Number((v / 3600).toPrecision(3))} h` : `${Number((v / 86400).toPrecision(3))} d`)
 
 // Exponential average over both sides, so that a smoothed curve does not lag. It looks no further ahead than it can
