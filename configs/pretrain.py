@@ -3,6 +3,7 @@
     llmstack --config configs/pretrain.py:tiny  --workdir runs/tiny     # seconds; the README as data
     llmstack --config configs/pretrain.py:world --workdir runs/world    # `make demo`, after configs/world.py
     LLMSTACK_DATA=DIR llmstack --config configs/pretrain.py:books --workdir runs/books
+    llmstack --config configs/pretrain.py:prepared --workdir runs/prepared      # after configs/prepare.py:shared
 
 `books` reads DIR/books/classic_books-*.jsonl.zst, DIR/text/tinystories_*.gz and DIR/text/tinyshakespeare.txt.
 Measured on two CPU cores: experiments/README.md.
@@ -29,21 +30,23 @@ def source(files, *, weight=1.0, field='text', split_on='', holdout=0.01, holdou
 
 
 def get_config(size='tiny'):
-  if size not in ('tiny', 'world', 'books'):
-    raise BadInput(f'configs/pretrain.py knows no size {size!r}: choose tiny, world or books')
+  if size not in ('tiny', 'world', 'books', 'prepared'):
+    raise BadInput(f'configs/pretrain.py knows no size {size!r}: choose tiny, world, books or prepared')
   data = os.environ.get('LLMSTACK_DATA', 'data')
-  pick = {'tiny': 0, 'world': 1, 'books': 2}[size]
+  pick = {'tiny': 0, 'world': 1, 'books': 2, 'prepared': 2}[size]
   c = ConfigDict()
   c.task = 'pretrain'
   c.seed = 0
   c.model = sizes.model(('llama_tiny', 'llama_demo', 'llama_1m')[pick])
 
-  c.model.length = 512 if size == 'books' else c.model.length
+  c.model.length = 512 if pick == 2 else c.model.length
 
   c.mesh = sizes.mesh()
 
   c.tokenizer = ConfigDict()
   c.tokenizer.path = config_dict.placeholder(str)  # a SentencePiece .model; None trains one
+  if size == 'prepared':
+    c.tokenizer.path = 'runs/shared-prepared/tokenizer.model'
   c.tokenizer.kind = 'bpe'  # bpe | unigram | char
   c.tokenizer.vocab = (384, 1024, 4096)[pick]
   c.tokenizer.override = False  # take tokenizer.path although the checkpoint was trained with another one
@@ -54,6 +57,9 @@ def get_config(size='tiny'):
   c.data.batch = (8, 16, 8)[pick]  # rows per step, all devices together
   c.data.packing = 'best_fit'  # best_fit | concat
   c.data.on_error = 'raise'  # raise | skip (counted)
+  c.data.plan = config_dict.placeholder(
+    str
+  )  # plan.json of a preparation: weights, and how they change; None = the sources'
   c.data.sources = ConfigDict()
   if size == 'tiny':
     c.data.sources.readme = source(('README.md',), holdout=0.1)
@@ -64,6 +70,10 @@ def get_config(size='tiny'):
     stories = (f'{data}/text/tinystories_train_sample.txt.gz', f'{data}/text/tinystories_val.jsonl.gz')
     c.data.sources.stories = source(stories, weight=0.3, holdout=0.05, holdout_by='document')
     c.data.sources.shakespeare = source((f'{data}/text/tinyshakespeare.txt',), weight=0.1)
+  if size == 'prepared':
+    weights = dict(books=0.5, docs=0.25, stories=0.1, code=0.1, text=0.05)
+    for name, weight in weights.items():
+      c.data.sources[name] = source((f'runs/shared-prepared/shards/{name}',), weight=weight)
 
   c.optim = ConfigDict()
   c.optim.name = ('adamw', 'muon', 'adamw')[pick]  # adamw | lion | muon | adafactor
@@ -79,7 +89,7 @@ def get_config(size='tiny'):
   c.optim.end = 0.1  # last learning rate / peak
 
   c.train = ConfigDict()
-  c.train.steps = (20, 1200, 3000)[pick]
+  c.train.steps = {'tiny': 20, 'world': 1200, 'books': 3000, 'prepared': 1000}[size]
   c.train.microbatches = 1
   c.train.z_loss = 1e-4  # coefficient of log(Z)^2; 0 for none
   c.train.loss_chunk = config_dict.placeholder(int)  # positions of logits alive at once, divides length; None = all
@@ -96,6 +106,7 @@ def get_config(size='tiny'):
     'tiny': ('llmstack is',),
     'world': ('The capital of France is', 'Do you know these?\n\nWhat is', 'One cold day', '7 + 12 ='),
     'books': ('It was a', 'Once upon a time', 'ROMEO:'),
+    'prepared': ('It was a', 'Once upon a time', 'ROMEO:', '---\ntitle:', 'import '),
   }[size]
   c.eval.new_tokens = (16, 48, 64)[pick]
 

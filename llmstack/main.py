@@ -30,10 +30,10 @@ from llmstack import runtime
 from llmstack.errors import BadInput
 
 # llmstack/tasks/<name>.py, function run(config, workdir)
-TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot')
+TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot', 'prepare', 'classify', 'synthesize')
 TRAINING = ('pretrain',)  # of these, which stop safely
 PODS = ('pretrain', 'sample')  # of these, which run on several hosts
-VERBS = ('bench', 'checkpoints', 'report', 'supervise')  # function command(argv) -> exit status or None
+VERBS = ('bench', 'checkpoints', 'inspect', 'report', 'supervise')  # function command(argv) -> exit status or None
 
 
 def load(path):

@@ -145,3 +145,27 @@ def plot(workdir):
   fig.savefig(path, dpi=110)
   plt.close(fig)
   return f'curves: {path}'
+
+
+def plot_calibration(report, path):
+  """Returns a line that names the figure: share of 1 against mean score of each bin, and how many it holds."""
+  if importlib.util.find_spec('matplotlib') is None:
+    return 'no figure: matplotlib is in the extra `plot`'
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  low, high, n, mean, share = zip(*report['bins'])
+  fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
+  a.plot([0, 1], [0, 1], lw=0.7, color='#9ab')
+  a.plot(mean, share, 'o-', ms=4)
+  a.set(xlabel='mean score', ylabel='share labelled 1', xlim=(0, 1), ylim=(0, 1))
+  a.set_title(f'Out of fold: AUC {report["auc"]:.3f}, calibration error {report["calibration_error"]:.3f}')
+  b.bar(low, n, [h - l for l, h in zip(low, high)], align='edge', color='#9ab')
+  b.set(xlabel='score', ylabel='documents', xlim=(0, 1))
+  for axis in (a, b):
+    axis.spines[['top', 'right']].set_visible(False)
+  fig.savefig(path, dpi=110)
+  plt.close(fig)
+  return f'figure: {path}'

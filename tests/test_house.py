@@ -15,15 +15,18 @@ from llmstack.model import ModelConfig, parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'llmstack').rglob('*.py'))
-CONFIGS = [f'configs/pretrain.py:{s}' for s in ('tiny', 'world', 'books')]
-CONFIGS += [f'configs/{n}.py' for n in ('aot', 'convert', 'recall', 'sample', 'shakespeare', 'world')]
+CONFIGS = [f'configs/pretrain.py:{s}' for s in ('tiny', 'world', 'books', 'prepared')]
+CONFIGS += [f'configs/{n}.py' for n in ('aot', 'convert', 'recall', 'sample', 'shakespeare', 'synthesize', 'world')]
+CONFIGS += [f'configs/prepare.py:{s}' for s in ('world', 'shared', 'raw')]
+CONFIGS += [f'configs/classify.py:{s}' for s in ('quality', 'toxic', 'spam')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
   'main': 'runtime tasks',
   'tasks': 'tasks infer model losses data interop '
-  'checkpoint lease loop memory metrics optim plan report runtime sharding state step',
+  'prepare checkpoint lease loop memory metrics optim plan report runtime sharding state step',
   'infer': 'infer model sharding', 'interop': 'model', 'model': 'model sharding', 'losses': 'losses', 'data': 'data',
+  'prepare': 'prepare data',
   'checkpoint': 'lease sharding', 'loop': 'metrics runtime', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
   'report': 'report checkpoint lease', 'lease': '', 'memory': '', 'plan': '', 'metrics': '', 'runtime': '',
   'sharding': '', 'shapes': '', 'errors': '', '__init__': '',
@@ -31,7 +34,9 @@ ALLOWED = {
 # A third-party library that churns is imported in one room.
 OWNERS = {
   'flax': ['model'], 'orbax': ['checkpoint'], 'grain': ['data'], 'sentencepiece': ['data'], 'array_record': ['data'],
-  'tensorboardX': ['metrics'], 'matplotlib': ['metrics'], 'optax': ['optim', 'step'], 'pyarrow': ['data'],
+  'tensorboardX': ['metrics'], 'matplotlib': ['metrics'], 'optax': ['optim', 'step'], 'pyarrow': ['data', 'prepare'],
+  'daft': ['prepare'], 'resiliparse': ['prepare'], 'fastwarc': ['prepare'], 'ftfy': ['prepare'],
+  'tokenizers': ['data'], 'rapidfuzz': ['prepare'],
   'ml_collections': ['main'], 'absl': ['main'],
 }  # fmt: skip
 
@@ -74,7 +79,7 @@ def test_nothing_unsafe_and_nothing_hidden():
 
 def leaves(config, prefix=''):
   for key, value in config.items():
-    if isinstance(value, ConfigDict) and key != 'sources':
+    if isinstance(value, ConfigDict) and key not in ('sources', 'classifiers', 'rules'):
       yield from leaves(value, f'{prefix}{key}.')
     else:
       yield prefix + key, value
@@ -89,10 +94,16 @@ def test_every_key_is_read(path):
   fields = {'model': vars(ModelConfig)['__dataclass_fields__'], 'mesh': sharding.MESH_AXES}
   for key, value in leaves(config):
     section, _, leaf = key.rpartition('.')
-    # `config.a.b`, or through the short names that `start.tokenizer_for` and `pretrain.run` give two sections.
-    spelled = {'tokenizer': rf'\bc\.{leaf}\b', 'optim': rf'\bo\.{leaf}\b'}.get(section, rf'config\.{re.escape(key)}\b')
+    # `config.a.b`, or through the short name that a task gives a section.
+    short = {'tokenizer': 'c', 'optim': 'o', 'mix': 'c', 'shards': 'c', 'clean': 'c', 'dedup': 'd', 'features': 'f'}
+    short |= {'train': 't'} if config.task == 'classify' else {}
+    spelled = rf'config\.{re.escape(key)}\b'
+    if section in short:
+      spelled += rf'|\b{short[section]}\.{leaf}\b'
     by_name = rf"'{re.escape(key)}'" if config.task != 'pretrain' else 'never'
-    assert leaf in fields.get(section, ()) or key == 'data.sources' or re.search(f'{spelled}|{by_name}', text), key
+    assert (
+      leaf in fields.get(section, ()) or key in ('data.sources', 'sources') or re.search(f'{spelled}|{by_name}', text)
+    ), key
     assert not callable(value) and value != -1, f'{path}: {key} = {value!r}'
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmstack import metrics
 from llmstack.checkpoint import Checkpoints
-from llmstack.data import tokenizer
+from llmstack.data import sources, tokenizer
 from llmstack.main import cli
 from llmstack.tasks.pretrain import checksum
 
@@ -172,7 +172,10 @@ def test_command_lines_that_miss_something_are_refused(run, capsys):
     (['--config', 'README.md', '--workdir', 'x'], 'README.md is not a config file'),
     (['--config', 'configs/sizes.py', '--workdir', 'x'], 'has no get_config()'),
     (['--config', 'configs/world.py', '--workdir', 'README.md'], 'README.md'),
-    (['--config', 'configs/pretrain.py:huge', '--workdir', 'x'], "no size 'huge': choose tiny, world or books"),
+    (
+      ['--config', 'configs/pretrain.py:huge', '--workdir', 'x'],
+      "no size 'huge': choose tiny, world, books or prepared",
+    ),
     (['--config', 'configs/sample.py:tiny', '--workdir', 'x'], 'has no sizes'),
     (['--config', 'configs/sample.py', '--workdir', 'x', 'extra'], 'extra is not a flag'),
     (['--config', 'configs/sample.py', '--workdir', 'x', '--wrkdir=y'], "'wrkdir'"),
@@ -276,3 +279,32 @@ def test_a_converted_checkpoint_starts_a_run_and_is_not_resumed(again, trained, 
   assert again('tuned', **settings, **{'checkpoint.init_from': trained / 'converted'}) == 0
   assert metrics.read(trained / 'tuned')[-1]['step'] == 2
   again.refused('holds parameters only', workdir='t2', **settings, **{'checkpoint.resume_from': trained / 'converted'})
+
+
+def test_synthetic_text_is_verified_and_marked(again, capsys):
+  """What a model wrote is trained on unchecked or unmarked, or a run that was broken off writes it twice."""
+  prompts = again.folder / 'prompts.txt'
+  prompts.write_text('the cat\nthe dog sat\n')
+  settings = {
+    'model': again.folder / 'run',
+    'prompts': repr((str(prompts),)),
+    'new_tokens': 8,
+    'batch': 3,
+    'samples': 2,
+  }
+  settings |= {'verifier': 'ends', 'least': 0.0, 'finished': False}
+  synthesize = lambda **more: again(workdir='synthetic', config='configs/synthesize.py', **settings | more)  # noqa: E731
+  assert synthesize() == 0 and '4 of 4 completions accepted' in capsys.readouterr().out
+  parts = sorted((again.folder / 'synthetic').glob('part-*.zst'))
+  rows = [r for p in parts for _, r in sources.objects(sources.Source((str(p),)))]
+  assert [r['seed'] for r in rows] == [0, 1, 0, 1] and all(r['synthetic'] and r['step'] == 4 for r in rows)
+  assert all(r['text'].startswith(r['prompt']) and len(r['text']) > len(r['prompt']) for r in rows)
+  before = [p.stat().st_mtime_ns for p in parts]
+  assert synthesize() == 0 and [p.stat().st_mtime_ns for p in parts] == before
+  again.refused(
+    'was made with another least', workdir='synthetic', config='configs/synthesize.py', **settings | {'least': 0.5}
+  )
+  assert (
+    again(workdir='none', config='configs/synthesize.py', **settings | {'verifier': 'equations', 'least': 1.0}) == 0
+  )
+  assert '0 of 4 completions accepted' in capsys.readouterr().out
