@@ -66,6 +66,7 @@ def get_config(size='world'):
   c.clean.drop_policy = world  # lines about cookies, JavaScript, terms of use
   c.clean.common_lines = 0  # lines that occur more often in the corpus go; 0 = off
   c.clean.common_characters = 30  # shorter lines are not counted
+  c.clean.repeated = 0  # words; a run of so many that the corpus had before is cut, 50 is usual; 0 = off
   c.clean.mask = not raw  # e-mail and IP addresses, phone numbers, keys
 
   c.filter = ConfigDict()

@@ -15,7 +15,7 @@ from llmstack.data import pipeline, sources, world
 from llmstack.data.tokenizer import Tokenizer
 from llmstack.errors import BadInput, SaveFailed
 from llmstack.main import load
-from llmstack.prepare import clean, decontaminate, mix, near, rules, verify
+from llmstack.prepare import clean, decontaminate, mix, near, rules, spans, verify
 
 # Daft leaves the pipes of its worker processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -205,6 +205,49 @@ def test_clusters_are_chains_and_keep_the_longest():
   back = np.argsort(order)
   again = near.clusters(6, back[np.array([[0, 2], [2, 4], [1, 3]])])
   assert set(ids[order][near.keepers(again, sizes[order], ids[order])]) == kept
+
+
+def test_repetitions_are_cut_but_for_the_first():
+  """Both occurrences go, a window reaches over two texts, or the words cut are not those that were found."""
+  r = np.random.RandomState(0)
+  n, quote = 5, 'To be, or not to be: that is THE question!'
+  texts = [
+    '',
+    'a b',
+    f'He said:\n\n{quote} And went.',
+    quote,
+    f'x {quote.lower()} y',
+    *(' '.join(r.choice(list('abcd'), 30)) for _ in range(6)),
+  ]
+  for bounds in ([0, len(texts)], [0, 3, 4, len(texts)]):
+    parts = [pyarrow.array(texts[a:b]) for a, b in itertools.pairwise(bounds)]
+    found = [spans.keys(clean.normalise(p), n) for p in parts]
+    seen, want = set(), []
+    for text in texts:  # by the definition
+      words = clean.normalise(pyarrow.array([text]))[0].as_py().split()
+      gone = np.zeros(len(words), bool)
+      for i in range(len(words) - n + 1):
+        if tuple(words[i : i + n]) in seen:
+          gone[i : i + n] = True
+        seen.add(tuple(words[i : i + n]))
+      want.append([w for w, g in zip(words, gone) if not g])
+    later = spans.repeated([key for key, _ in found])
+    left = [spans.without(p, first[at], n) for p, (_, first), at in zip(parts, found, later)]
+    flat = [t for p in left for t in p.to_pylist()]
+    assert [t.split() for t in clean.normalise(pyarrow.array(flat)).to_pylist()] == want
+    assert flat[2] == texts[2] and flat[3] == '!' and flat[4] == 'x ! y'
+
+
+def test_repeated_paragraphs_go_in_a_whole_run(tmp_path):
+  """The keys of two processes differ, or repetitions are looked for in other text than they are cut from."""
+  notice = 'this very same notice of eleven words stands on every page'
+  pages = [
+    f'Page {i} of {i * i} tells of {i + 7} things that {i * 31} others do not.\n\n{notice}\n\nEnd {i}.'
+    for i in range(30)
+  ]
+  report = prepare(tmp_path / 'run', pages, clean__repeated=8, dedup__near=False, sources__world__holdout=0.0)
+  kept = list(documents(tmp_path / 'run').values())
+  assert len(kept) == 30 and sum(notice in text for text in kept) == 1 and len(report['edits']['repetitions']) > 1
 
 
 def test_edit_similarity():

@@ -24,7 +24,7 @@ import zstandard
 
 from llmstack.data import packing, sources
 from llmstack.data.tokenizer import Tokenizer
-from llmstack.prepare import classify, clean, decontaminate, engine, extract, rules
+from llmstack.prepare import classify, clean, decontaminate, engine, extract, rules, spans
 
 PART = 8 << 20  # bytes of text in a part, about
 NAMED = 5000  # characters that tell the language
@@ -100,11 +100,25 @@ def lines(part, settings):
   return _finish(settings['folder'], part, len(keys))
 
 
+def windows(part, settings):
+  """Writes PART.npy, the keys of the windows of a part, and PART.first.npy, their first words; returns how many.
+
+  settings: {'read', 'folder', 'words' of a window}.
+  """
+  texts_ = load(settings['read'], part, ['text'])['text'].combine_chunks()
+  found = spans.keys(clean.normalise(texts_), settings['words'])
+  for array, name in zip(found, (f'{part}.npy', f'{part}.first.npy')):
+    path = os.path.join(settings['folder'], name)
+    np.save(f'{path}.tmp.npy', array)
+    os.replace(f'{path}.tmp.npy', path)
+  return _finish(settings['folder'], part, len(found[0]))
+
+
 def measure(part, settings):
   """Cleans and measures a part; returns {'bytes', 'changed': {step: documents}, 'masked', 'edits', 'leaks', ...}.
 
-  settings: {'read', 'folder', 'source' of the part, 'clean': {...}, 'bad_words', 'known': path or None, 'evals': ...,
-    'ngram', 'classifiers': {measure: path}, 'minhash': {...}}.
+  settings: {'read', 'folder', 'clean': {...}, 'repeated': {'folder', 'words'} or None, 'known': path or None,
+    'bad_words', 'evals': [url], 'ngram', 'classifiers': {measure: path}, 'minhash': {...}}.
   """
   t = load(settings['read'], part, ['id', 'text'])
   ids, texts = t['id'].combine_chunks(), t['text'].combine_chunks()
@@ -118,6 +132,9 @@ def measure(part, settings):
       edits[name] = [[ids[i].as_py(), *_difference(texts[i].as_py(), after[i].as_py())] for i in at]
     texts = after
 
+  if settings['repeated']:
+    later = np.load(os.path.join(settings['repeated']['folder'], f'{part}.later.npy'))
+    step('repetitions', spans.without(texts, later, settings['repeated']['words']))
   if c['repair']:
     step('repair', clean.repair(texts))
   known = np.load(settings['known']) if settings['known'] else None

@@ -186,7 +186,32 @@ def common_lines(run, parts, config):
   return path
 
 
-def measure(run, parts, config, known):
+def repetitions(run, parts, config):
+  """Returns {'folder', 'words'}, where the repeated windows of each part are, or None where none are looked for."""
+  words = config.clean.repeated
+  if not words:
+    return None
+  from llmstack.prepare import spans, stages
+
+  folder = run.open('windows', {'words': words}, after='read')
+  run.map(
+    'windows',
+    stages.windows,
+    {p: p for p in parts},
+    {'read': run.path('read'), 'folder': folder, 'words': words},
+    parts,
+  )
+  later = [os.path.join(folder, f'{p}.later.npy') for p in parts]
+  if not all(map(os.path.exists, later)):
+    keys = [np.load(os.path.join(folder, f'{p}.npy'), mmap_mode='r') for p in parts]
+    for path, part, at in zip(later, parts, spans.repeated(keys)):
+      first = np.load(os.path.join(folder, f'{part}.first.npy'), mmap_mode='r')
+      np.save(f'{path}.tmp.npy', first[at])
+      os.replace(f'{path}.tmp.npy', path)
+  return {'folder': folder, 'words': words}
+
+
+def measure(run, parts, config, known, repeated):
   """Returns {part: counts}."""
   from llmstack.prepare import stages
 
@@ -195,12 +220,14 @@ def measure(run, parts, config, known):
     [url for _, url in extract.files(extract.Raw(config.decontaminate.files))] if config.decontaminate.files else []
   )
   settings = dict(
-    read=run.path('read'), folder=run.path('measured'), known=known, evals=evals, ngram=config.decontaminate.ngram,
+    read=run.path('read'), folder=run.path('measured'), known=known, repeated=repeated,
+    evals=evals, ngram=config.decontaminate.ngram,
     clean=dict(repair=c.repair, line_words=c.line_words, drop_policy=c.drop_policy, mask=c.mask),
     bad_words=list(config.filter.bad_words), classifiers=classifiers,
     minhash=dict(hashes=config.dedup.hashes, ngram=config.dedup.ngram, seed=config.seed),
   )  # fmt: skip
   about = settings | {'evals': [[url, extract.size(url)] for url in evals]}
+  about['repeated'] = config.clean.repeated
   about['common'] = [config.clean.common_lines, config.clean.common_characters]
   run.open('measured', {k: v for k, v in about.items() if k not in ('read', 'folder', 'known')}, after='read')
   return run.map('measured', stages.measure, {p: p for p in parts}, settings, parts)
@@ -340,7 +367,7 @@ def prepare(config, workdir):
 
   begun = time.time()
   errors.at_least(config, 1, 'dedup.hashes', 'dedup.ngram', 'decontaminate.ngram', 'workers', 'shards.length')
-  errors.at_least(config, 0, 'clean.line_words', 'clean.common_lines', 'clean.common_characters')
+  errors.at_least(config, 0, 'clean.line_words', 'clean.common_lines', 'clean.common_characters', 'clean.repeated')
   errors.local(workdir, '--workdir')
   limits = limits_of(config)
   bands, rows = near.bands_for(config.dedup.threshold, config.dedup.hashes)
@@ -352,7 +379,7 @@ def prepare(config, workdir):
   r = Run(os.path.abspath(workdir), config.runner, config.workers)
   got = read(r, raw)
   parts = {p: n for source in got.values() for p, n in source['parts'].items()}  # bytes of each
-  measured = measure(r, parts, config, common_lines(r, parts, config))
+  measured = measure(r, parts, config, common_lines(r, parts, config), repetitions(r, parts, config))
   columns, reason, of = verdicts(r, list(parts), config, limits, bands, rows)
   holdout = {s: [c.holdout, c.holdout_by] for s, c in config.sources.items()}
   kept = {source: (columns.sources == source) & (reason == '') for source in raw}
