@@ -74,6 +74,7 @@ def funnel(columns, reason, order):
 
 def examples(columns, reason, of, limits, seed, most=8, characters=700):
   """Returns {rule: [{id, source, value, low, high, text, of, of_text}]}, a sample of what each removed."""
+  said = lambda name, i: columns.languages[i].as_py() if name == 'language' else None  # noqa: E731
   out = {}
   for name in dict.fromkeys(reason[reason != '']):
     at = np.flatnonzero(reason == name)
@@ -86,7 +87,7 @@ def examples(columns, reason, of, limits, seed, most=8, characters=700):
     out[name] = [
       {
         'id': columns.ids[i].as_py(), 'source': columns.sources[i],
-        'value': float(columns.measures[name][i]) if name in columns.measures else columns.languages[i].as_py(),
+        'value': float(columns.measures[name][i]) if name in columns.measures else said(name, i),
         'low': _finite(low), 'high': _finite(high), 'text': texts[i][:characters],
         'of': columns.ids[of[i]].as_py() if of[i] >= 0 else '',
         'of_text': texts[of[i]][:characters] if of[i] >= 0 else '',
@@ -107,6 +108,8 @@ def histograms(columns, reason, limits, bins=40):
     value = np.nan_to_num(value, nan=0.0)
     low, high = (_finite(x) for x in limits.get(name, (None, None)))
     least, most = np.quantile(value, [0.005, 0.995])
+    if least == most and low is None and high is None:
+      continue  # of all documents alike
     wide = max(most - least, 1e-6) / 10  # shown beyond a limit
     ends = [least, most, *(x + side for x, side in ((low, -wide), (high, wide)) if x is not None)]
     edges = np.linspace(min(ends), max(max(ends), min(ends) + 1e-6), bins + 1)

@@ -182,7 +182,17 @@ function histogram(parent, name, h) {
 function drawRules(root) {
   if (!rules.length) { root.append(note('No rule removed a document.')); return }
   root.append(note('In a histogram, what was kept stands above the line and what was removed, by any rule, hangs below it; both on a logarithmic scale. Beyond the limit is shaded.'))
-  for (const rule of rules) {
+  const idle = (rule) => { const h = (data.histograms || {})[rule]; return h && h.low == null && h.high == null && !all.some((r) => r.step === `- ${rule}`) }
+  drawEach(root, rules.filter((rule) => !idle(rule)))
+  const rest = rules.filter(idle)
+  if (!rest.length) return
+  const more = el('details', {}, el('summary', {}, `${many(rest.length, 'measure')} without a limit`))
+  more.addEventListener('toggle', () => { if (more.children.length === 1) drawEach(more, rest) })  // a closed one has no width to draw in
+  root.append(more)
+}
+
+function drawEach(root, names) {
+  for (const rule of names) {
     const row = all.find((r) => r.step === `- ${rule}`), h = (data.histograms || {})[rule], list = (data.examples || {})[rule] || []
     const part = el('article', { class: 'rule-box', id: anchor(rule), tabindex: -1 }, el('h3', {}, label(rule), h && limits(h.low, h.high) ? el('span', { class: 'unit' }, ` ${limits(h.low, h.high)}`) : null),
       note([h && h.says, h && h.origin, row ? `removed ${many(row.goneDocuments, 'document')} (${share(of(row.goneDocuments, read.documents))}), ${bytes(row.goneBytes)}` : 'removed nothing'].filter(Boolean).join(' · ')))
