@@ -57,9 +57,7 @@ def get_config(size='tiny'):
   c.data.batch = (8, 16, 8)[pick]  # rows per step, all devices together
   c.data.packing = 'best_fit'  # best_fit | concat
   c.data.on_error = 'raise'  # raise | skip (counted)
-  c.data.plan = config_dict.placeholder(
-    str
-  )  # plan.json of a preparation: weights, and how they change; None = the sources'
+  c.data.plan = config_dict.placeholder(str)  # plan.json of a preparation: weights by stage; None = the sources' own
   c.data.sources = ConfigDict()
   if size == 'tiny':
     c.data.sources.readme = source(('README.md',), holdout=0.1)
