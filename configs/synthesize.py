@@ -16,7 +16,8 @@ def get_config():
   c.seed = 0  # of the first sample of each prompt
   c.model = 'runs/world'  # workdir of the checkpoint
   c.step = config_dict.placeholder(int)  # None takes the newest
-  c.prompts = ('runs/synthetic-prompts.txt',)  # one a line, or JSON lines
+  c.prompts = ('One cold day', 'Question: What is the capital of', 'Once there was a')
+  c.files = ()  # of more prompts, one a line, or JSON lines
   c.field = 'text'  # of JSON lines
   c.samples = 4  # completions of each prompt
   c.batch = 32  # completions at once
@@ -25,7 +26,7 @@ def get_config():
   c.top_k = config_dict.placeholder(int)  # None keeps all
   c.top_p = 1.0
   c.stop = ()  # strings that end a completion, besides EOS
-  c.verifier = 'equations'  # of llmstack.prepare.verify; '' = none
+  c.verifier = 'ends'  # equations | ends, of llmstack.prepare.verify; '' = none
   c.judge = ''  # classifier.npz of configs/classify.py, in place of a verifier
   c.least = 1.0  # score that is accepted
   c.finished = True  # completions that new_tokens cut short are rejected

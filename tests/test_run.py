@@ -287,7 +287,8 @@ def test_synthetic_text_is_verified_and_marked(again, capsys):
   prompts.write_text('the cat\nthe dog sat\n')
   settings = {
     'model': again.folder / 'run',
-    'prompts': repr((str(prompts),)),
+    'prompts': '()',
+    'files': repr((str(prompts),)),
     'new_tokens': 8,
     'batch': 3,
     'samples': 2,

@@ -38,13 +38,12 @@ def run(config, workdir):
     raise BadInput(f'verifier = {config.verifier!r} and judge = {config.judge!r}: set one of them')
   if config.verifier:
     verify.verifier(config.verifier)
-  prompts = [
-    d.text for d in sources.documents(sources.Source(tuple(config.prompts), split_on='\n', field=config.field))
-  ]
-  if not prompts:
-    raise BadInput(
-      f'{config.prompts} holds no prompt: one a line, or a JSON object a line with the field {config.field!r}'
-    )
+  prompts = list(config.prompts)
+  if config.files:
+    found = sources.documents(sources.Source(tuple(config.files), split_on='\n', field=config.field))
+    prompts += [document.text for document in found]
+  if not all(prompts) or not prompts:
+    raise BadInput('there is no prompt, or an empty one: give prompts, or files with one a line or JSON lines')
   jobs = [(prompt, config.seed + i) for prompt in prompts for i in range(config.samples)]
   settings = json.loads(config.to_json())
   os.makedirs(workdir, exist_ok=True)
