@@ -472,6 +472,7 @@ def test_evaluation_text_is_cut_and_named(tmp_path):
     (dict(filter__rules={'wordz': (1, 2)}), 'use low <= high and one of words'),
     (dict(filter__rules={'words': (3, 2)}), 'low <= high'),
     (dict(filter__rules={'quality': (0, 1)}), 'needs filter.classifiers.quality'),
+    (dict(filter__classifiers__spam='no.npz'), 'no.npz does not exist: train it with configs/classify.py'),
     (dict(runner='spark'), 'choose one of native, ray'),
     (dict(dedup__hashes=4, dedup__threshold=0.1), 'raise dedup.hashes'),
     (dict(sources__world__files=('nowhere-*.jsonl',)), 'matches no file'),

@@ -4,7 +4,7 @@
     WORKDIR/tokenizer.model, plan.json, report.json, report.html
 
 A stage refuses to go on in a folder that was made with other settings, and a run that was broken off goes on behind the
-last part that is whole.
+last part that is whole. Raw files are known by name and size: a change that keeps the size is not seen.
 """
 
 import errno
@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 from llmstack import errors, report, runtime
+from llmstack.data import sources
 from llmstack.data.packing import digest, finish_folder, read_manifest
 from llmstack.data.tokenizer import Tokenizer, foreign, train
 from llmstack.errors import BadInput, SaveFailed
@@ -227,6 +228,7 @@ def measure(run, parts, config, known, repeated):
     minhash=dict(hashes=config.dedup.hashes, ngram=config.dedup.ngram, seed=config.seed),
   )  # fmt: skip
   about = settings | {'evals': [[url, extract.size(url)] for url in evals]}
+  about['classifiers'] = {name: sources.fingerprint(sources.Source((path,))) for name, path in classifiers.items()}
   about['repeated'] = config.clean.repeated
   about['common'] = [config.clean.common_lines, config.clean.common_characters]
   run.open('measured', {k: v for k, v in about.items() if k not in ('read', 'folder', 'known')}, after='read')
@@ -372,6 +374,9 @@ def prepare(config, workdir):
   limits = limits_of(config)
   bands, rows = near.bands_for(config.dedup.threshold, config.dedup.hashes)
   raw = raw_sources(config)
+  for name, path in config.filter.classifiers.items():
+    if path and not os.path.isfile(path):
+      raise BadInput(f'filter.classifiers.{name} = {path} does not exist: train it with configs/classify.py')
   stages_of_mix = [(share, dict(weights)) for share, weights in config.mix.stages]
   mix.plan({s: dict(documents=1, bytes=1, tokens=1) for s in raw}, stages_of_mix, **_mixing(config))
   others = {os.path.join(*p.split(os.sep)[-2:]): foreign(p) for p in config.tokenizer.compare}
