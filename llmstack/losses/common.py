@@ -2,16 +2,47 @@
 
 import jax.numpy as jnp
 
+from llmstack.errors import BadInput
+
 
 def select(values, mask):
-  """Returns float32 values where mask != 0 and exactly 0 elsewhere; even NaN under the mask has no effect.
+  """Returns values where mask != 0 and exactly 0 elsewhere; even NaN under the mask has no effect.
 
+  In float32 at least: bfloat16 is raised to it, float64 (the tests of golden values) stays.
   A product mask * NaN would be NaN, and so would its gradient: the values are selected away first.
   Callers select *before* arithmetic that can overflow (the double-where rule).
   """
-  return jnp.where(mask != 0, values.astype(jnp.float32), 0.0)
+  return jnp.where(mask != 0, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0)
 
 
 def masked_sum(values, mask):
   """Returns float32[] = sum of values * mask, with masked positions selected away."""
   return jnp.sum(select(values, mask) * mask.astype(jnp.float32))
+
+
+def log1mexp(x):
+  """Returns log(1 - exp(x)) for x <= 0, with a finite value and gradient up to and including x = 0.
+
+  x is held below -1e-7, where float32 still tells exp(x) from 1. Two branches, each fed with a harmless number
+  where the other is taken: a select after the logarithm would leave NaN in the gradient (trl#1473).
+  Source: Maechler 2012, "Accurately computing log(1 - exp(-|a|))", equation 7; its switch is at ln 2.
+  """
+  x = jnp.minimum(x, -1e-7)
+  small = x > -0.6931472
+  near, far = jnp.where(small, x, -1.0), jnp.where(small, -1.0, x)
+  return jnp.where(small, jnp.log(-jnp.expm1(near)), jnp.log1p(-jnp.exp(far)))
+
+
+def ranking(gap, valid):
+  """Returns float[...]: 1 where the better one scores higher, 0 where lower, 1/2 for a tie, times valid.
+
+  At step 0 policy and reference agree, and every gap of DPO is a tie: that is chance, not 0 % right.
+  """
+  return 0.5 * (1 + jnp.sign(select(gap, valid))) * valid
+
+
+def known(name, value, choices):
+  """Returns value; raises BadInput where it is not one of the choices."""
+  if value not in choices:
+    raise BadInput(f'{name} = {value!r} is unknown: choose from {", ".join(sorted(choices))}')
+  return value
