@@ -70,75 +70,93 @@ def visible(mask, segments, valid):
   return (mask != 0) & (np.take_along_axis(np.pad(valid, ((0, 0), (1, 0)))[:, None], segments, -1) > 0)
 
 
-# name of the golden value: (file, loss, tolerance)
-DPO = {
-  'hinge': PLAIN, 'nca_pair': PLAIN, 'bco_pair': PLAIN, 'sppo_hard': PLAIN, 'apo_zero': PLAIN, 'apo_down': PLAIN,
-  'discopop': PLAIN, 'sigmoid': PLAIN, 'aot_unpaired': PLAIN, 'ipo': MEAN, 'sft': PLAIN,
-  'robust': PLAIN | {'label_smoothing': 0.1}, 'aot': PLAIN | {'label_smoothing': 0.1},
-  'exo_pair': PLAIN | {'label_smoothing': 1e-3},
-  'sigmoid_norm': MEAN | {'terms': {'sigmoid': 1.0}},
-  'sigmoid_forward_kl': PLAIN | {'terms': {'sigmoid': 1.0}, 'divergence': 'forward_kl'},
-  'sigmoid_js_divergence': PLAIN | {'terms': {'sigmoid': 1.0}, 'divergence': 'js'},
-  'sigmoid_alpha_divergence': PLAIN | {'terms': {'sigmoid': 1.0}, 'divergence': 'alpha', 'alpha': 0.5},
-  'ld_dpo_0.5': PLAIN | {'terms': {'sigmoid': 1.0}, 'ld_alpha': 0.5},
-  'mpo': PLAIN | {'terms': {'sigmoid': 0.8, 'bco_pair': 0.2, 'sft': 1.0}},
-}  # fmt: skip
-CDPO = {
-  'dpo': PLAIN | {'terms': {'sigmoid': 1.0}},
-  'cdpo': PLAIN | {'terms': {'sigmoid': 1.0}, 'label_smoothing': 0.1},
-  'ipo': PLAIN,
-}
+SIGMOID = {'terms': {'sigmoid': 1.0}}
 SIMPO = {'beta': 2.0, 'gamma': 1.0, 'label_smoothing': 0.0, 'nll': 0.0}
-FREE = {
-  'simpo': lambda *a: simpo(*a, **SIMPO),
-  'simpo_ls': lambda *a: simpo(*a, **SIMPO | {'label_smoothing': 0.1}),
-  'alphapo': lambda *a: simpo(*a, **SIMPO, alpha=0.25),
-  'cpo': lambda *a: cpo(*a, **PLAIN, terms={'sigmoid': 1.0}),
-  'cpo_ipo': lambda *a: cpo(*a, **MEAN | {'beta': 2.0}, terms={'ipo': 1.0}),
-  'orpo_or': lambda *a: orpo(*a, lambda_or=0.1, nll_mask=jnp.zeros_like(a[1]), nll_per_pair=False),
-}
+NAMED = (
+  'sigmoid',
+  'hinge',
+  'nca_pair',
+  'bco_pair',
+  'sppo_hard',
+  'apo_zero',
+  'apo_down',
+  'discopop',
+  'aot_unpaired',
+  'sft',
+)
 
 
-def against_golden(data, name, loss, layout):
-  """Asserts value and gradient; where the reference is float32 (float64 of its value aside) to 1e-5, else to 1e-6."""
-  logp, ref_logp, mask, segments, valid = pairs(data, layout)
-  grad = data.get(f'{name}_grad')
-  tol = 1e-5 if grad is not None and grad.dtype == np.float32 else 1e-6
+def named(loss, *names):
+  """Returns {name: value}, each term alone."""
+  sums, weights, _ = loss(dict.fromkeys(names, 1.0))
+  return {name: sums[name] / weights[name] for name in names}
+
+
+def golden_dpo(*a):
+  return (
+    named(lambda terms: dpo(*a, **PLAIN, terms=terms), *NAMED, 'sft')
+    | named(lambda terms: dpo(*a, **PLAIN | {'label_smoothing': 0.1}, terms=terms), 'robust', 'aot')
+    | named(lambda terms: dpo(*a, **PLAIN | {'label_smoothing': 1e-3}, terms=terms), 'exo_pair')
+    | named(lambda terms: dpo(*a, **MEAN, terms=terms), 'ipo')
+    | {
+      'sigmoid_norm': objective(dpo(*a, **MEAN, **SIGMOID)),
+      'sigmoid_forward_kl': objective(dpo(*a, **PLAIN, **SIGMOID, divergence='forward_kl')),
+      'sigmoid_js_divergence': objective(dpo(*a, **PLAIN, **SIGMOID, divergence='js')),
+      'sigmoid_alpha_divergence': objective(dpo(*a, **PLAIN, **SIGMOID, divergence='alpha', alpha=0.5)),
+      'ld_dpo_0.5': objective(dpo(*a, **PLAIN, **SIGMOID, ld_alpha=0.5)),
+      'mpo': objective(dpo(*a, **PLAIN, terms={'sigmoid': 0.8, 'bco_pair': 0.2, 'sft': 1.0})),
+    }
+  )
+
+
+def golden_cdpo(*a):
+  return {
+    'dpo': objective(dpo(*a, **PLAIN, **SIGMOID)),
+    'cdpo': objective(dpo(*a, **PLAIN | {'label_smoothing': 0.1}, **SIGMOID)),
+    'ipo': objective(dpo(*a, **PLAIN, terms={'ipo': 1.0})),
+  }
+
+
+def golden_orpo_simpo(logp, ref_logp, *a):
+  odds = orpo(logp, *a, lambda_or=0.1, nll_mask=a[0], nll_per_pair=False)
+  return {
+    'simpo': objective(simpo(logp, *a, **SIMPO)),
+    'simpo_ls': objective(simpo(logp, *a, **SIMPO | {'label_smoothing': 0.1})),
+    'alphapo': objective(simpo(logp, *a, **SIMPO, alpha=0.25)),
+    'cpo': objective(cpo(logp, *a, **PLAIN, **SIGMOID)),
+    'cpo_ipo': objective(cpo(logp, *a, **MEAN | {'beta': 2.0}, terms={'ipo': 1.0})),
+    'orpo_or': odds[0]['odds_ratio'] / odds[1]['odds_ratio'],
+  }
+
+
+@pytest.mark.parametrize('layout', [unpacked, packed])
+@pytest.mark.parametrize('losses', [golden_dpo, golden_cdpo, golden_orpo_simpo])
+def test_golden(losses, layout):
+  """A sign, a detached term or a length is wrong, or one packed pair leaks into the next.
+
+  IPO on sums (OpenRLHF, torchtune, its authors) taken for TRL's on means, or back (trl PR#1265, #1677, #1033); gamma
+  divided by beta once more, or CPO's NLL in SimPO (trl PR#1703, PR#1760, SimPO#4). To 1e-6 in value and gradient,
+  1e-5 where the reference's is float32.
+  """
+  data = golden(losses.__name__.removeprefix('golden_'))
+  logp, *rest = pairs(data, layout)
+  mask = rest[1]
   with jax.enable_x64(True):
-
-    @jax.jit
-    def f(x):
-      sums, weights, _ = loss(x, ref_logp, mask, segments, valid)
-      return sum(s / jnp.where(weights[t] > 0, weights[t], 1) for t, s in sums.items())
-
-    value, ours = jax.value_and_grad(f)(logp)
-    np.testing.assert_allclose(value, data[name], rtol=0, atol=tol)
-    assert ours.dtype == jnp.float64 and np.abs(ours[mask == 0]).max() == 0
-    if grad is not None:
-      np.testing.assert_allclose(ours[mask != 0], layout(grad)[mask != 0], rtol=0, atol=tol)
-
-
-@pytest.mark.parametrize('layout', [unpacked, packed])
-@pytest.mark.parametrize('name', DPO)
-def test_dpo_family_golden(name, layout):
-  """A sign, a detached term or a length is wrong, or one packed pair leaks into the next."""
-  options = {'terms': {name: 1.0}} | DPO[name]
-  against_golden(golden('dpo'), name, lambda *a: dpo(*a, **options), layout)
+    f = lambda x: (lambda out: (out, out))(losses(x, *rest))  # noqa: E731
+    grads, values = jax.jit(jax.jacrev(f, has_aux=True))(logp)
+  expected = {name: data[name] for name in values}
+  assert len(values) >= 3 and set(data) - set(values) <= set(OTHERS) | {f'{name}_grad' for name in values}
+  for name, grad in grads.items():
+    theirs = data.get(f'{name}_grad')
+    tol = 1e-5 if theirs is not None and theirs.dtype == np.float32 else 1e-6
+    np.testing.assert_allclose(values[name], expected[name], rtol=0, atol=tol, err_msg=name)
+    assert grad.dtype == jnp.float64 and np.abs(grad[mask == 0]).max() == 0, name
+    if theirs is not None:
+      np.testing.assert_allclose(grad[mask != 0], layout(theirs)[mask != 0], rtol=0, atol=tol, err_msg=name)
 
 
-@pytest.mark.parametrize('name', CDPO)
-def test_ipo_and_cdpo_on_sums_golden(name):
-  """IPO on sums (OpenRLHF, torchtune, the authors) taken for TRL's on means, or back (trl PR#1265, #1677, #1033)."""
-  options = {'terms': {name: 1.0}} | CDPO[name]
-  against_golden(golden('cdpo'), name, lambda *a: dpo(*a, **options), unpacked)
-
-
-@pytest.mark.parametrize('layout', [unpacked, packed])
-@pytest.mark.parametrize('name', FREE)
-def test_reference_free_golden(name, layout):
-  """gamma is not divided by beta once more (trl PR#1703, PR#1760, SimPO#4), CPO's NLL is not there unasked."""
-  loss = FREE[name]
-  against_golden(golden('orpo_simpo'), name, lambda x, _, *rest: loss(x, *rest), layout)
+# The inputs, and what needs the model that was behind them.
+OTHERS = ('ids', 'att', 'comp', 'pol', 'ref', 'orpo_full', 'orpo_full_nll', 'simpo_full', 'cpo_full')
 
 
 E3 = {'beta': 1.0, 'label_smoothing': 0.25}
@@ -161,7 +179,7 @@ BY_HAND = {
 def test_pairs_by_hand(name):
   """chosen and rejected, or beta and 1 / beta swapped: rho = (ln 3, 0), so that sigma(rho_w - rho_l) is 3/4."""
   options, expected = BY_HAND[name]
-  loss = getattr(preference, name)(jnp.full((1, 1), LN3), jnp.zeros((1, 1)), **options)
+  loss = jax.jit(lambda w, l: getattr(preference, name)(w, l, **options))(LN3, 0.0)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -176,8 +194,8 @@ def test_sequences_by_hand():
   # The shorter of pair 1 has two tokens, of pair 2 one.
   longer = preference.shared_length_sums(logp, mask.at[0, 0, 2].set(1), segments, 2, 0.1)
   np.testing.assert_allclose(longer, [[[-3, -3.4], [-11, -3.5]]], rtol=1e-6)
-  valid = jnp.array([[1.0, 1.0]])
-  sums, weights, metrics = dpo(logp, logp, mask, segments, valid, **PLAIN, terms={'sft': 2.0, 'sft_per_pair': 1.0})
+  loss = jax.jit(lambda *a: dpo(*a, **PLAIN, terms={'sft': 2.0, 'sft_per_pair': 1.0}))
+  sums, weights, metrics = loss(logp, logp, mask, segments, jnp.array([[1.0, 1.0]]))
   assert sums == {'sft': 2 * 7, 'sft_per_pair': 1.5 + 4} and weights == {'sft': 3, 'sft_per_pair': 2}
   assert metrics['logp_chosen'] == (-7, 2) and metrics['logp_rejected'] == (-14.5, 2)
 
@@ -187,21 +205,26 @@ def test_policy_equal_to_the_reference():
 
   Also trl#800: chosen and rejected log-probs are both in the metrics.
   """
-  logp, _, *rest = batch()
-  logp = jnp.asarray(logp, jnp.float32)
-  f = lambda x: dpo(x, logp, *rest, **PLAIN, terms={'sigmoid': 1.0})  # noqa: E731
-  assert objective(f(logp)) == np.float32(LN2) and jnp.abs(jax.grad(lambda x: objective(f(x)))(logp)).max() > 0
-  metrics = {k: n / d for k, (n, d) in f(logp)[2].items()}
+  logp, _, *rest = single(batch())
+  value, grad, metrics = sigmoid_at(logp, logp, *rest)
+  assert value == np.float32(LN2) and jnp.abs(grad).max() > 0
   assert metrics['accuracy'] == 0.5 and metrics['margin'] == metrics['log_ratio_chosen'] == 0
   assert {'logp_chosen', 'logp_rejected', 'reward_chosen', 'reward_rejected'} <= set(metrics)
+
+
+@jax.jit
+def sigmoid_at(logp, *arrays):
+  """Returns (loss, gradient, metrics divided) of plain DPO."""
+  f = lambda x: (lambda out: (objective(out), out[2]))(dpo(x, *arrays, **PLAIN, **SIGMOID))  # noqa: E731
+  (value, metrics), grad = jax.value_and_grad(f, has_aux=True)(logp)
+  return value, grad, {name: a / b for name, (a, b) in metrics.items()}
 
 
 def test_gradient_identity():
   """The gradient is not -beta sigma(-beta h) (grad logp_w - grad logp_l) per pair: 2305.18290, section 4."""
   logp, ref_logp, mask, segments, valid = batch()
   with jax.enable_x64(True):
-    f = lambda x: objective(dpo(x, ref_logp, mask, segments, valid, **PLAIN, terms={'sigmoid': 1.0}))  # noqa: E731
-    grad = np.asarray(jax.jit(jax.grad(f))(logp))
+    grad = np.asarray(sigmoid_at(logp, ref_logp, mask, segments, valid)[1])
   for p in range(2):
     rho = ((logp - ref_logp) * mask * (segments == p + 1)).sum(-1)
     h = rho[:, 0] - rho[:, 1]
@@ -212,25 +235,17 @@ def test_gradient_identity():
 
 
 SMOOTH = {'beta': 0.3, 'label_smoothing': 0.1}
-VARIANTS = {
-  'sums': {'normalise': False},
-  'means': {'normalise': True},
-  'ld': {'normalise': False, 'ld_alpha': 0.3},
-  'forward_kl': {'normalise': True, 'divergence': 'forward_kl'},
-  'js': {'normalise': False, 'divergence': 'js'},
-  'alpha': {'normalise': False, 'divergence': 'alpha', 'alpha': 0.3},
-}
+SUMS, MEANS = SMOOTH | {'normalise': False}, SMOOTH | {'normalise': True}
 
 
 def everything(logp, ref_logp, mask, segments, valid):
-  """Returns all losses of pairs in one dict of sums, of weights and of metrics."""
+  """Returns one dict of sums, of weights and of metrics: what the golden gradients do not cover, and all terms."""
   rest = (mask, segments, valid)
   outs = {
-    'dpo': dpo(logp, ref_logp, *rest, **SMOOTH, normalise=False, terms=ALL),
-    'ld': dpo(logp, ref_logp, *rest, **SMOOTH, terms={'sigmoid': 1.0}, normalise=False, ld_alpha=0.3),
-    'cpo': cpo(logp, *rest, **SMOOTH, terms={'ipo': 1.0, 'sigmoid': 1.0}, normalise=True),
+    'dpo': dpo(logp, ref_logp, *rest, **SUMS, terms=ALL),
+    'ld': dpo(logp, ref_logp, *rest, **SUMS, **SIGMOID, ld_alpha=0.3),
     'alphapo': simpo(logp, *rest, **SMOOTH, gamma=0.4, nll=0.5, alpha=0.25),
-    'orpo': orpo(logp, *rest, lambda_or=0.1, nll_mask=mask, nll_per_pair=False),
+    'orpo': orpo(logp, *rest, lambda_or=0.7, nll_mask=mask, nll_per_pair=False),
     'orpo_per_pair': orpo(logp, *rest, lambda_or=0.1, nll_mask=mask, nll_per_pair=True),
   }
   return [{f'{k}.{t}': x for k, out in outs.items() for t, x in out[i].items()} for i in range(3)]
@@ -248,56 +263,37 @@ def single(arrays):
   return [x.astype(np.float32) if x.dtype == np.float64 else x for x in arrays]
 
 
-@pytest.mark.parametrize('name', VARIANTS)
-def test_gradients_against_finite_differences(name):
+def padded(arrays, rows=8, columns=17):
+  """Returns the arrays with void rows and columns behind."""
+  width = lambda x: ((0, rows - len(x)),) + ((0, 0),) * (x.ndim - 2) + ((0, columns - 14 if x.ndim == 3 else 0),)  # noqa: E731
+  return [np.pad(x, width(x)) for x in arrays]
+
+
+def test_gradients_against_finite_differences():
   """A stop_gradient or a select in the wrong place, in the losses without golden gradients as in the others."""
   logp, *rest = batch()
-  options = SMOOTH | VARIANTS[name] | {'terms': ALL if 'divergence' not in VARIANTS[name] else ADDITIVE}
+  direction = np.random.RandomState(1).randn(*logp.shape)
   with jax.enable_x64(True):
-    differences(lambda x: objective(dpo(x, *rest, **options)), logp)
-
-
-def differences(f, x, step=1e-6):
-  """Asserts the gradient in a random direction against float64 central differences."""
-  f, direction = jax.jit(f), np.random.RandomState(1).randn(*x.shape)
-  numeric = (f(x + step * direction) - f(x - step * direction)) / (2 * step)
-  np.testing.assert_allclose((jax.grad(f)(x) * direction).sum(), numeric, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize('per_pair', [False, True])
-def test_orpo_gradient_against_finite_differences(per_pair):
-  """The NLL of ORPO, over prompt and completion, has no golden gradient."""
-  logp, _, mask, segments, valid = batch()
-  with jax.enable_x64(True):
-    span = (segments > 0).astype(np.float32)
-    loss = lambda x: orpo(x, mask, segments, valid, lambda_or=0.7, nll_mask=span, nll_per_pair=per_pair)  # noqa: E731
-    differences(lambda x: objective(loss(x)), logp)
-
-
-def test_additive_over_splits():
-  """A mean hides in a loss: microbatches weigh the same whatever they hold. AOT sorts, so for it this cannot hold."""
-  arrays = single(batch())
-  (_, whole), grad = slopes(*arrays)
-  halves = [slopes(*(x[i : i + 2] for x in arrays)) for i in (0, 2)]
-  added = jax.tree.map(jnp.add, *(out for (_, out), _ in halves))
-  apart = {name for name in whole[0] if abs(added[0][name] - whole[0][name]) > 1e-3}
-  assert apart == {'dpo.aot', 'dpo.aot_unpaired'}
-  for out in (added, whole):
-    for name in apart:
-      del out[0][name]
-  close(added, whole, 1e-5)
+    (_, (up, *_)), _ = slopes(logp + 1e-6 * direction, *rest)
+    (_, (down, *_)), _ = slopes(logp - 1e-6 * direction, *rest)
+    grad = np.asarray(slopes(logp, *rest)[1])
+  numeric = sum(float(up[name]) - float(down[name]) for name in up) / 2e-6
+  np.testing.assert_allclose((grad * direction).sum(), numeric, rtol=1e-6)
 
 
 def test_nothing_hidden_has_an_effect():
   """mask * NaN is NaN, and so is its gradient (OpenRLHF PR#1240): prompts, padding, void pairs, their soft labels."""
-  logp, ref_logp, *rest = single(batch())
+  logp, ref_logp, *rest = batch()
   seen = visible(*rest)
-  (value, out), grad = slopes(*(np.where(seen, x, np.float32(np.nan)) for x in (logp, ref_logp)), *rest)
-  (ref, ref_out), ref_grad = slopes(logp, ref_logp, *rest)
-  assert value == ref and jnp.array_equal(grad, ref_grad) and jnp.isfinite(grad).all()
-  assert jnp.abs(grad[~seen]).max() == 0 and jnp.abs(grad[seen]).min() > 0
+  with jax.enable_x64(True):
+    (value, out), grad = slopes(*(np.where(seen, x, np.nan) for x in (logp, ref_logp)), *rest)
+    (ref, ref_out), ref_grad = slopes(logp, ref_logp, *rest)
+  grad, ref_grad = np.asarray(grad), np.asarray(ref_grad)
+  assert float(value) == float(ref) and np.array_equal(grad, ref_grad) and np.isfinite(grad).all()
+  assert np.abs(grad[~seen]).max() == 0 and np.abs(grad[seen]).min() > 0
   close(out, ref_out, 0)
 
+  logp, ref_logp, *rest = single(batch())
   options = {'beta': 0.1, 'normalise': False, 'terms': dict.fromkeys(preference.SMOOTHED, 1.0)}
   f = lambda x, e, w: objective(dpo(x, ref_logp, *rest, **options, label_smoothing=e, weight=w))  # noqa: E731
   soft = np.where(rest[2] != 0, np.float32(0.2), np.float32(np.nan))
@@ -306,177 +302,226 @@ def test_nothing_hidden_has_an_effect():
 
 
 def test_padding_has_no_effect():
-  """A width or a row count in a denominator: more columns, rows and empty places for pairs (trl PR#6439)."""
-  arrays = single(batch())
-  (value, out), grad = slopes(*arrays)
-  wider = [np.pad(x, ((0, 2),) + ((0, 0),) * (x.ndim - 2) + ((0, 3),)) for x in arrays]
-  (padded, padded_out), padded_grad = slopes(*wider)
-  close((padded, padded_out), (value, out), 1e-5)
-  close(padded_grad[:4, :, :14], grad, 1e-5)
-  assert jnp.abs(padded_grad[4:]).max() == 0 and jnp.abs(padded_grad[..., 14:]).max() == 0
+  """A width or a row count in a denominator: more columns, rows and places for pairs (trl PR#6439)."""
+  with jax.enable_x64(True):
+    out, grad = slopes(*batch())
+    wide_out, wide_grad = slopes(*padded(batch()))
+  close(wide_out, out, 1e-9)
+  wide_grad = np.array(wide_grad)
+  close(wide_grad[:4, :, :14], grad, 1e-9)
+  wide_grad[:4, :, :14] = 0
+  assert np.abs(wide_grad).max() == 0
 
 
-def test_sharded_over_eight_devices():
-  """A sum or AOT's sort is taken per device."""
-  arrays = single(batch())
-  arrays = [np.concatenate([x, x[::-1]]) for x in arrays]
+def test_additive_over_splits_and_the_same_over_devices():
+  """A mean hides in a loss: microbatches weigh the same whatever they hold; or a sum or a sort is taken per device.
+
+  AOT sorts over the batch, so it does not add up over microbatches, but over devices it does.
+  """
+  arrays = padded(batch(rows=8))
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-  sharded = [jax.device_put(x, jax.NamedSharding(mesh, jax.P('data'))) for x in arrays]
-  close(slopes(*sharded), slopes(*arrays), 1e-5)
+  with jax.enable_x64(True):
+    (_, whole), _ = slopes(*arrays)
+    halves = [slopes(*padded([x[i : i + 4] for x in arrays], columns=14))[0][1] for i in (0, 4)]
+    sharded = [jax.device_put(x, jax.NamedSharding(mesh, jax.P('data'))) for x in arrays]
+    close(jax.jit(everything)(*sharded), whole, 1e-9)
+  added, whole = jax.tree.map(lambda *x: sum(map(float, x)), *halves), jax.tree.map(float, whole)
+  apart = {name for name in whole[0] if abs(added[0][name] - whole[0][name]) > 1e-5}
+  assert apart == {'dpo.aot', 'dpo.aot_unpaired'}
+  for out in (added, whole):
+    for name in apart:
+      del out[0][name]
+  close(added, whole, 1e-9)
 
 
 def test_completions_without_tokens_are_finite():
   """0 / 0 where a completion, or every completion, is masked away (trl PR#3248, IPO's all-masked row)."""
-  logp, ref_logp, mask, segments, valid = single(batch())
+  logp, ref_logp, mask, segments, valid = batch()
   for hidden in (mask * (np.arange(4) > 0)[:, None, None], mask * 0):
-    out = slopes(logp, ref_logp, hidden.astype(np.float32), segments, valid)
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(out))
+    with jax.enable_x64(True):
+      out = slopes(logp, ref_logp, hidden.astype(np.float32), segments, valid)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(out))
 
 
 def test_wild_log_ratios_are_finite():
   """exp(-rho) of f-divergences and DiscoPOP's exponential overflow in float32: inf - inf and inf * 0 (trl#3015)."""
+  ones, terms = np.ones((1, 2, 1), np.float32), {'sigmoid': 1.0, 'discopop': 1.0}
+  rest = (-ones, ones, ones.astype(np.int32), ones[:, :, 0][:, :1])
+
+  def f(logp):
+    options = SUMS | {'terms': terms}
+    divergences = (('reverse_kl', None), ('forward_kl', None), ('js', None), ('alpha', 0.2))
+    return jnp.stack([objective(dpo(logp, *rest, **options, divergence=d, alpha=a)) for d, a in divergences])
+
+  both = jax.jit(lambda logp: (f(logp), jax.jacrev(f)(logp)))
   for rho in (-1e3, 1e3):
-    for divergence, alpha in (('reverse_kl', None), ('forward_kl', None), ('js', None), ('alpha', 0.2)):
-      options = SMOOTH | {'terms': {'sigmoid': 1.0, 'discopop': 1.0}, 'normalise': False}
-      logp, rest = jnp.full((1, 2, 1), -1.0).at[0, 0].add(rho), (jnp.ones((1, 2, 1)), jnp.ones((1, 2, 1), int))
-      loss = lambda x: objective(  # noqa: E731
-        dpo(x, jnp.full((1, 2, 1), -1.0), *rest, jnp.ones((1, 1)), **options, divergence=divergence, alpha=alpha)  # noqa: B023
-      )  # fmt: skip
-      assert all(jnp.isfinite(x).all() for x in jax.value_and_grad(loss)(logp)), (rho, divergence)
+    out = both(-ones + np.array([[[rho], [0]]], np.float32))
+    assert all(jnp.isfinite(x).all() for x in out), (rho, out)
 
 
-@pytest.mark.parametrize('name', [t for t in preference.TERMS if t not in preference.NLL])
-def test_one_step_prefers_the_chosen(name):
-  """The loss is finite, smooth, and points the wrong way: a step on random logits raises the margin."""
+def test_one_step_prefers_the_chosen():
+  """A loss is finite, smooth, and points the wrong way: a step on random logits lowers it and raises the margin."""
   r = np.random.RandomState(0)
   logits, targets = jnp.asarray(r.randn(4, 2, 5, 7), jnp.float32), r.randint(0, 7, (4, 2, 5))
   score = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), targets[..., None], -1)[..., 0]  # noqa: E731
-  rest = (jnp.ones((4, 2, 5)), jnp.ones((4, 2, 5), jnp.int32), jnp.ones((4, 1)))
-  # DiscoPOP's gradient is reversed near beta h = 0 (its docstring), so that one starts from h = 10.
-  ref_logp = score(logits).at[:, 1].add(2.0 if name == 'discopop' else 0.0)
-  options = PLAIN | {'label_smoothing': 0.1 if name in preference.SMOOTHED else 0.0, 'terms': {name: 1.0}}
+  rest = (np.ones((4, 2, 5), np.float32), np.ones((4, 2, 5), np.int32), np.ones((4, 1), np.float32))
+  names = [t for t in preference.TERMS if t not in preference.NLL]
 
   @jax.jit
-  def margin(x):
-    out = dpo(score(x), ref_logp, *rest, **options)
-    return objective(out), out[2]['margin'][0]
+  def step(x, behind, which):
+    def loss(x):
+      ref_logp = jax.lax.stop_gradient(score(logits)).at[:, 1].add(behind)
+      out = dpo(score(x), ref_logp, *rest, **SUMS, terms={name: which[i] for i, name in enumerate(names)})
+      return objective(out), out[2]['margin'][0]
 
-  (before, start), grad = jax.value_and_grad(margin, has_aux=True)(logits)
-  after, end = margin(logits - 0.1 * grad / jnp.abs(grad).max())
-  assert end > start and after < before
+    return jax.value_and_grad(loss, has_aux=True)(x)
+
+  for i, name in enumerate(names):
+    # DiscoPOP's gradient is reversed near beta h = 0 (its docstring), so that one starts from beta h = 3.
+    settings = (jnp.float32(2.0 if name == 'discopop' else 0.0), jax.nn.one_hot(i, len(names)))
+    (before, start), grad = step(logits, *settings)
+    (after, end), _ = step(logits - 0.1 * grad / jnp.abs(grad).max(), *settings)
+    assert end > start and after < before, name
 
 
 def test_discopop_is_reversed_near_zero():
   """Somebody starts DiscoPOP from its reference and wonders: the docstring's interval is measured here."""
-  slope = jax.vmap(jax.grad(lambda h: preference.discopop(h, 0.0, beta=1.0)))
+  slope = jax.jit(jax.vmap(jax.grad(lambda h: preference.discopop(h, 0.0, beta=1.0))))
   assert (slope(jnp.array([-0.03, 0.0, 0.03])) > 0).all() and (slope(jnp.array([-0.3, 0.2, 1.0])) < 0).all()
 
 
 def test_aot_sorts_valid_pairs_only():
-  """A void pair's 0 takes part in the sort; the halves of a batch are not its whole."""
+  """A void pair's 0 takes part in the sort, or in the denominator."""
   logp, ref_logp, mask, segments, valid = batch()
   options = PLAIN | {'terms': {'aot': 1.0, 'aot_unpaired': 1.0}}
-  sums, weights, _ = dpo(logp, ref_logp, mask, segments, valid, **options)
+  sums, weights, _ = jax.jit(lambda *a: dpo(*a, **options))(*single(batch()))
   rho = ((logp - ref_logp) * mask)[..., None, :] * (segments[..., None, :] == np.array([[1], [2]]))
   w, l = (rho.sum(-1)[:, m][valid > 0] for m in (0, 1))
   expected = np.log1p(np.exp(-0.1 * (np.sort(w) - np.sort(l)))).sum()
   np.testing.assert_allclose(sums['aot_unpaired'], expected, rtol=1e-5)
   assert weights['aot'] == weights['aot_unpaired'] == 7
-  assert abs(sum(dpo(*(x[i : i + 1] for x in batch()), **options)[0]['aot'] for i in range(4)) - sums['aot']) > 1e-3
+
+
+def one_pair(chosen, rejected):
+  """Returns (logp, mask, segments, valid) of one pair: two chosen tokens, and the first of two rejected ones."""
+  logp = jnp.log(jnp.array([[chosen, rejected]]))
+  return logp, jnp.array([[[1.0, 1], [1, 0]]]), jnp.ones((1, 2, 2), jnp.int32), jnp.ones((1, 1))
 
 
 def test_wpo_weight_by_hand():
   """The weight is differentiated, above 1, or in the denominator."""
-  logp, collision = jnp.log(jnp.array([[[0.5, 0.5]], [[0.25, 1.0]]])).reshape(1, 2, 2), jnp.zeros((1, 2, 2))
-  rest = (jnp.array([[[1.0, 1], [1, 0]]]), jnp.ones((1, 2, 2), jnp.int32), jnp.ones((1, 1)))
-  f = lambda x, c: preference.wpo_weight(x, c, *rest).sum()  # noqa: E731
-  np.testing.assert_allclose(f(logp, collision), 0.5 * 0.25, rtol=1e-6)
-  assert f(logp, collision - 9) == 1 and jnp.abs(jax.grad(f)(logp, collision)).max() == 0
-  out = dpo(logp, logp, *rest, **PLAIN, terms={'sigmoid': 1.0}, weight=preference.wpo_weight(logp, collision, *rest))
-  np.testing.assert_allclose(objective(out), LN2 / 8, rtol=1e-6)
-  assert out[1]['sigmoid'] == 1
+  logp, *rest = one_pair([0.5, 0.5], [0.25, 1.0])
+
+  @jax.jit
+  def f(logp, collision):
+    weigh = lambda x: preference.wpo_weight(x, collision, *rest)  # noqa: E731
+    out = dpo(logp, logp, *rest, **PLAIN, **SIGMOID, weight=weigh(logp))
+    return weigh(logp)[0, 0], jax.grad(lambda x: weigh(x).sum())(logp), objective(out), out[1]
+
+  weight, grad, loss, weights = f(logp, jnp.zeros((1, 2, 2)))
+  np.testing.assert_allclose((weight, loss), (0.5 * 0.25, LN2 / 8), rtol=1e-6)
+  assert f(logp, jnp.full((1, 2, 2), -9.0))[0] == 1 and jnp.abs(grad).max() == 0 and weights == {'sigmoid': 1}
 
 
 def test_simpo_gamma():
-  """gamma divided by beta twice or not at all: 3 - 2 nats a token, beta 2, so sigma(2 - gamma)."""
-  logp = jnp.array([[[-2.0, -2.0], [-3.0, -9.0]]])
-  rest = (jnp.array([[[1.0, 1], [1, 0]]]), jnp.ones((1, 2, 2), jnp.int32), jnp.ones((1, 1)))
-  ask = lambda **k: objective(simpo(logp, *rest, **{'beta': 2.0, 'label_smoothing': 0.0, 'nll': 0.0} | k))  # noqa: E731
-  np.testing.assert_allclose(ask(gamma=0.5), np.log1p(np.exp(-1.5)), rtol=1e-6)
-  np.testing.assert_allclose(ask(gamma=preference.gamma_from_ratio(0.5, 2.0)), np.log1p(np.exp(-1.0)), rtol=1e-6)
-  np.testing.assert_allclose(ask(gamma=0.5, nll=0.1) - ask(gamma=0.5), 0.1 * 2, rtol=1e-5)  # SimPO#32
-  np.testing.assert_allclose(ask(gamma=0.0, alpha=1e-3), ask(gamma=0.0), atol=0.02)
+  """gamma divided by beta twice or not at all: chosen leads by 1 nat a token, beta is 2, so sigma(2 - gamma)."""
+  arrays = one_pair([np.exp(-2), np.exp(-2)], [np.exp(-3), 1.0])
+
+  @functools.partial(jax.jit, static_argnames=('nll', 'alpha'))
+  def f(gamma, nll=0.0, alpha=0.0):
+    return objective(simpo(*arrays, beta=2.0, gamma=gamma, label_smoothing=0.0, nll=nll, alpha=alpha))
+
+  np.testing.assert_allclose(f(0.5), np.log1p(np.exp(-1.5)), rtol=1e-6)
+  np.testing.assert_allclose(f(preference.gamma_from_ratio(0.5, 2.0)), np.log1p(np.exp(-1.0)), rtol=1e-6)
+  np.testing.assert_allclose(f(0.5, nll=0.1) - f(0.5), 0.1 * 2, rtol=1e-5)  # the NLL only if asked for (SimPO#32)
+  np.testing.assert_allclose(f(0.0, alpha=1e-3), f(0.0), atol=0.01)
 
 
 def test_orpo_by_hand_and_at_certainty():
-  """log(1 - p) is -inf at p = 1, and a select after it leaves NaN in the gradient (trl#1473, PR#1491)."""
-  half, ones = jnp.log(jnp.array([[[0.75, 0.5], [0.5, 0.5]]])), jnp.ones((1, 2, 2))
-  rest = (jnp.array([[[1.0, 0], [1, 0]]]), jnp.ones((1, 2, 2), jnp.int32), jnp.ones((1, 1)))
-  for nll_mask, nll in ((rest[0], -np.log(0.75)), (ones, -np.log(0.75 * 0.5) / 2)):
-    sums, weights, _ = orpo(half, *rest, lambda_or=0.1, nll_mask=nll_mask, nll_per_pair=False)
-    np.testing.assert_allclose(sums['nll'] / weights['nll'], nll, rtol=1e-6)
-    np.testing.assert_allclose(sums['odds_ratio'], 0.1 * np.log(4 / 3), rtol=1e-6)  # odds 3 : 1
+  """log(1 - p) is -inf at p = 1, and a select after it leaves NaN in the gradient (trl#1473, PR#1491).
+
+  Also the NLL's span, with and without the prompt (trl#1676, trl PR#2502).
+  """
+  logp, mask, *rest = one_pair([0.75, 0.75], [0.5, 0.5])
+
+  @jax.jit
+  def f(logp, nll_mask):
+    loss = lambda x: orpo(x, mask, *rest, lambda_or=0.1, nll_mask=nll_mask, nll_per_pair=False)  # noqa: E731
+    return loss(logp), jax.grad(lambda x: objective(loss(x)))(logp)
+
+  for last in (0.0, 1.0):
+    (sums, weights, _), _ = f(logp, mask.at[0, 0, 1].set(last))
+    np.testing.assert_allclose(sums['odds_ratio'], 0.1 * np.log(4 / 3), rtol=1e-6)  # odds of 3 and 1
+    np.testing.assert_allclose(sums['nll'], -(1 + last) * np.log(0.75), rtol=1e-6)
+    assert weights == {'nll': 1 + last, 'odds_ratio': 1}
   for x in (0.0, -1e-9, -1e-6, -100.0, -1e30):
-    loss = lambda x: objective(  # noqa: E731
-      orpo(jnp.full((1, 2, 2), x), *rest, lambda_or=0.1, nll_mask=ones, nll_per_pair=False)
-    )
-    assert all(jnp.isfinite(y).all() for y in jax.value_and_grad(loss)(x)), x
-  x = -np.logspace(-6, 1.5, 20)
-  np.testing.assert_allclose(log1mexp(jnp.asarray(x)), np.log1p(-np.exp(x)), rtol=2e-6)
+    out = f(jnp.full((1, 2, 2), x), mask)
+    assert all(jnp.isfinite(y).all() for y in jax.tree.leaves(out)), x
+  x = -np.logspace(-6, 1.5, 20).astype(np.float32)
+  np.testing.assert_allclose(log1mexp(x), np.log1p(-np.exp(x.astype(np.float64))), rtol=1e-6)
 
 
-KTO = {'beta': 0.1, 'lambda_d': 1.0, 'lambda_u': 1.0}
 LABELS = {'bal': [1, 1, 1, 0, 0, 0], 'imb': [1, 0, 0, 0, 0, 0], 'imb_w': [1, 0, 0, 0, 0, 0], 'all_bad': [0] * 6,
           'neg_kl': [1, 1, 1, 0, 0, 0], 'apo': [1, 1, 1, 0, 0, 0]}  # fmt: skip
 
 
 @pytest.mark.parametrize('packed', [False, True])
-@pytest.mark.parametrize('name', LABELS)
-def test_kto_golden(name, packed):
+def test_kto_golden(packed):
   """The mean is over one kind, so none of it is 0 / 0; the baseline is not clamped or not detached (trl PR#1380)."""
   data = golden('kto')
-  mask, labels = data['comp'][:, 1:].astype(np.float32), np.array(LABELS[name], np.float32)
+  mask = data['comp'][:, 1:].astype(np.float32)
   segments = np.broadcast_to(np.arange(6)[:, None] + 1 if packed else 1, mask.shape).astype(np.int32)
-  shape = (1, -1) if packed else (6, -1)
-  arrays = [x.reshape(shape) for x in (data['pol'], data['ref'], mask, segments)]
-  shape = (1, 6) if packed else (6, 1)
+  tokens, examples = ((1, -1), (1, 6)) if packed else ((6, -1), (6, 1))
+  logp, *rest = (x.reshape(tokens) for x in (data['pol'], data['ref'], mask, segments))
+  ones = np.ones((6, 1), np.float32)
+
+  @jax.jit
+  @jax.value_and_grad
+  def f(logp, labels, lambda_d, kl_shift):
+    kl = (data['kl_pol'][:, None] + kl_shift, data['kl_ref'][:, None])
+    kl = preference.kto_baseline(*kl, ones, ones.astype(np.int32), ones)
+    options = {'beta': 0.1, 'lambda_d': lambda_d, 'lambda_u': 1.0, 'z0': kl[0] / kl[1]}
+    return objective(kto(logp, *rest, ones.reshape(examples), labels, **options))
+
   with jax.enable_x64(True):
-    ones = np.ones((6, 1), np.float32)
-    kl = data['kl_pol'] - (5 if name == 'neg_kl' else 0), data['kl_ref']
-    kl = preference.kto_baseline(*(x[:, None] for x in kl), ones, ones.astype(np.int32), ones)
-    z0 = 0.0 if name == 'apo' else kl[0] / kl[1]
-    weights = KTO | {'lambda_d': 5.0 if name == 'imb_w' else 1.0}
-    f = (
-      lambda x: objective(  # noqa: E731
-        kto(x, *arrays[1:], ones.reshape(shape), labels.reshape(shape), **weights, z0=z0)
-      )
-    )
-    value, grad = jax.jit(jax.value_and_grad(f))(arrays[0])
-  np.testing.assert_allclose(value, data[name], rtol=0, atol=1e-6)
-  grad = np.asarray(grad).reshape(6, -1)
-  np.testing.assert_allclose(grad[mask != 0], data[f'{name}_grad'][mask != 0], rtol=0, atol=1e-6)
-  assert np.abs(grad[mask == 0]).max() == 0
+    for name, labels in LABELS.items():
+      # apo_zero_unpaired has no baseline, which is a baseline of 0.
+      shift = {'neg_kl': -5.0, 'apo': -9.0}.get(name, 0.0)
+      labels = np.array(labels, np.float32).reshape(examples)
+      value, grad = f(logp, labels, 5.0 if name == 'imb_w' else 1.0, shift)
+      np.testing.assert_allclose(value, data[name], rtol=0, atol=1e-6, err_msg=name)
+      grad = np.asarray(grad).reshape(6, -1)
+      np.testing.assert_allclose(grad[mask != 0], data[f'{name}_grad'][mask != 0], rtol=0, atol=1e-6, err_msg=name)
+      assert np.abs(grad[mask == 0]).max() == 0
 
 
 def test_kto_hidden_split_and_by_hand():
   """NaN in a prompt or a void example; a mean inside; lambda on the wrong side; z0 with a gradient."""
-  logp = jnp.array([[LN3, np.nan, 0, np.nan], [LN3, 0, np.nan, np.nan]], jnp.float32)
-  mask = jnp.array([[1.0, 0, 1, 1], [1, 1, 0, 0]])
-  segments = jnp.array([[1, 1, 2, 3], [1, 2, 2, 0]])
-  valid, labels = jnp.array([[1.0, 1, 0], [1, 1, 0]]), jnp.array([[1.0, 0, 1], [0, 1, 0]])
-  ref = jnp.where(jnp.isnan(logp), jnp.nan, 0)
+  single = lambda x: np.array(x, np.float32)  # noqa: E731
+  logp = single([[LN3, np.nan, 0, np.nan], [LN3, 0, np.nan, np.nan]])
+  mask, segments = single([[1, 0, 1, 1], [1, 1, 0, 0]]), np.array([[1, 1, 2, 3], [1, 2, 2, 0]], np.int32)
+  valid, labels = single([[1, 1, 0], [1, 1, 0]]), single([[1, 0, 1], [0, 1, 0]])
+  ref = np.where(np.isnan(logp), logp, np.float32(0))
   arrays = (logp, ref, mask, segments, valid, labels)
-  options = {'beta': 1.0, 'lambda_d': 2.0, 'lambda_u': 3.0, 'z0': 0.0}
-  sums, weights, metrics = kto(*arrays, **options)
+
+  @jax.jit
+  def f(*arrays, z0=0.0):
+    def loss(x, z0):
+      out = kto(x, *arrays[1:], beta=1.0, lambda_d=2.0, lambda_u=3.0, z0=z0)
+      return objective(out), out
+
+    (_, out), slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(arrays[0], z0)
+    return out, slopes
+
+  (sums, weights, metrics), (grad, slope) = f(*arrays)
   np.testing.assert_allclose(sums['kto'], 2 / 4 + 3 / 2 + 3 * 3 / 4 + 2 / 2, rtol=1e-6)
   assert weights['kto'] == 4 and metrics['reward_desirable'] == (np.float32(LN3), 2)
-  parts = [kto(*(x[i : i + 1] for x in arrays), **options) for i in (0, 1)]
+  parts = [f(*(x[i : i + 1] for x in arrays))[0] for i in (0, 1)]
   close(jax.tree.map(jnp.add, *parts), (sums, weights, metrics), 1e-6)
-  grad = jax.grad(lambda x: objective(kto(x, *arrays[1:], **options)))(logp)
   assert jnp.isfinite(grad).all() and (grad[jnp.isnan(logp)] == 0).all()
   assert grad[0, 0] < 0 < grad[1, 0]  # the desirable one up, the undesirable one down
-  assert jax.grad(lambda z: objective(kto(*arrays, **options | {'z0': z})))(1.0) == 0
-  assert preference.kto_baseline(*arrays[:5]) == (np.float32(2 * LN3), 4)
+  assert slope == 0 and f(*arrays, z0=1.0)[1][1] == 0
+  assert jax.jit(preference.kto_baseline)(*arrays[:5]) == (np.float32(2 * LN3), 4)
 
 
 @pytest.mark.parametrize('n', [2, 3, 7])

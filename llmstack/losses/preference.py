@@ -104,6 +104,7 @@ def discopop(rho_w, rho_l, *, beta, tau=0.05):
   """Returns float[B,P]: logistic and exponential loss, mixed by sigma(beta h / tau). Source: 2406.08414, appendix E.5.
 
   The exponential is multiplied in log space: alone it is infinite where its weight is 0.
+  It is not convex: for beta h in (-0.12, 0.07), as in the first steps from a reference, its gradient lowers h.
   """
   h = beta * (rho_w - rho_l)
   return -log_sigmoid(h) * sigma(-h / tau) + _exp(log_sigmoid(h / tau) - h)
