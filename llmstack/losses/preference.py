@@ -197,28 +197,25 @@ def _add_up(terms, w, l, valid, nll, *, beta, label_smoothing, weight=None, sort
   sorts: {name of SORTED: the two float[B,P] that it sorts}.
   """
   for name in terms:
-    known('a term', name, TERMS if sorts else [t for t in TERMS if t not in SORTED])
+    known('term', name, TERMS if sorts else [t for t in TERMS if t not in SORTED])
   e = _smoothing(label_smoothing, valid)
   smoothed = [t for t in terms if t in SMOOTHED or t in SORTED]
   if not smoothed and not (isinstance(e, float) and e == 0):
     raise BadInput(f'label_smoothing is given, but none of {", ".join(terms)} reads it: set it to 0')
   if any(t in SORTED for t in terms) and (weight is not None or not isinstance(e, float)):
     raise BadInput('aot sorts over the batch, so it can have neither weights nor soft labels of pairs')
-  pair_weight = valid if weight is None else select(weight, valid) * valid
   sums, weights = {}, {}
   for name, coefficient in terms.items():
-    over, each = pair_weight, valid
-    if name == 'sft':
-      loss, over, each = nll[0], valid, valid * nll[1]
-    elif name == 'sft_per_pair':
-      loss, over = _mean(*nll), valid
+    over, each = valid, valid  # what multiplies the loss, and what the denominator adds up
+    if name in NLL:
+      loss, each = (nll[0], valid * nll[1]) if name == 'sft' else (_mean(*nll), valid)
     elif name in SORTED:
       a, b, over = in_order(*sorts[name], valid)
       loss, each = sigmoid(a, b, beta=beta, label_smoothing=e), over
-    elif name in SMOOTHED:
-      loss = SMOOTHED[name](w, l, beta=beta, label_smoothing=e)
     else:
-      loss = PLAIN[name](w, l, beta=beta)
+      over = valid if weight is None else select(weight, valid) * valid
+      smoothing = {'label_smoothing': e} if name in SMOOTHED else {}
+      loss = (SMOOTHED | PLAIN)[name](w, l, beta=beta, **smoothing)
     sums[name] = coefficient * jnp.sum(select(loss, over) * over)
     weights[name] = each.sum()
   return sums, weights
@@ -424,9 +421,10 @@ def kto(logp, ref_logp, mask, segments, valid, desirable, *, beta, lambda_d, lam
 
 
 def kto_baseline(kl_logp, kl_ref_logp, mask, segments, valid):
-  """Returns (numerator, denominator), float[] each: z0 of kto() is their quotient, over as many devices as there are.
+  """Returns (numerator, denominator), float[] each, to be added up over microbatches; z0 of kto() is their quotient.
 
   kl_logp, kl_ref_logp: float[B,T] of prompt i followed by completion kto_mismatch(n)[i], detached here.
+  The quotient of one microbatch is a noisier z0, and another loss than that of the whole batch (trl PR#2153).
   """
   check('BT,BT,BT,BT,BP', kl_logp, kl_ref_logp, mask, segments, valid)
   rho = select(sequence_sums(kl_logp - kl_ref_logp, mask, segments, valid.shape[1]), valid)
