@@ -208,17 +208,17 @@ def test_policy_equal_to_the_reference():
   Also trl#800: chosen and rejected log-probs are both in the metrics.
   """
   logp, _, *rest = single(batch())
-  value, grad, metrics = sigmoid_at(logp, logp, *rest)
-  assert value == np.float32(LN2) and jnp.abs(grad).max() > 0
+  value, (grad, ref_grad), metrics = sigmoid_at(logp, logp, *rest)
+  assert value == np.float32(LN2) and jnp.abs(grad).max() > 0 == jnp.abs(ref_grad).max()
   assert metrics['accuracy'] == 0.5 and metrics['margin'] == metrics['log_ratio_chosen'] == 0
   assert {'logp_chosen', 'logp_rejected', 'reward_chosen', 'reward_rejected'} <= set(metrics)
 
 
 @jax.jit
-def sigmoid_at(logp, *arrays):
-  """Returns (loss, gradient, metrics divided) of plain DPO."""
-  f = lambda x: (lambda out: (objective(out), out[2]))(dpo(x, *arrays, **PLAIN, **SIGMOID))  # noqa: E731
-  (value, metrics), grad = jax.value_and_grad(f, has_aux=True)(logp)
+def sigmoid_at(logp, ref_logp, *arrays):
+  """Returns (loss, gradients of policy and reference, metrics divided) of plain DPO."""
+  f = lambda *x: (lambda out: (objective(out), out[2]))(dpo(*x, *arrays, **PLAIN, **SIGMOID))  # noqa: E731
+  (value, metrics), grad = jax.value_and_grad(f, (0, 1), has_aux=True)(logp, ref_logp)
   return value, grad, {name: a / b for name, (a, b) in metrics.items()}
 
 
@@ -226,7 +226,7 @@ def test_gradient_identity():
   """The gradient is not -beta sigma(-beta h) (grad logp_w - grad logp_l) per pair: 2305.18290, section 4."""
   logp, ref_logp, mask, segments, valid = batch()
   with jax.enable_x64(True):
-    grad = np.asarray(sigmoid_at(logp, ref_logp, mask, segments, valid)[1])
+    grad = np.asarray(sigmoid_at(logp, ref_logp, mask, segments, valid)[1][0])
   for p in range(2):
     rho = ((logp - ref_logp) * mask * (segments == p + 1)).sum(-1)
     h = rho[:, 0] - rho[:, 1]
@@ -508,21 +508,21 @@ def test_kto_hidden_split_and_by_hand():
 
   @jax.jit
   def f(*arrays, z0=0.0):
-    def loss(x, z0):
-      out = kto(x, *arrays[1:], beta=1.0, lambda_d=2.0, lambda_u=3.0, z0=z0)
+    def loss(x, ref_logp, z0):
+      out = kto(x, ref_logp, *arrays[2:], beta=1.0, lambda_d=2.0, lambda_u=3.0, z0=z0)
       return objective(out), out
 
-    (_, out), slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(arrays[0], z0)
+    (_, out), slopes = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays[:2], z0)
     return out, slopes
 
-  (sums, weights, metrics), (grad, slope) = f(*arrays)
+  (sums, weights, metrics), (grad, ref_grad, slope) = f(*arrays)
   np.testing.assert_allclose(sums['kto'], 2 / 4 + 3 / 2 + 3 * 3 / 4 + 2 / 2, rtol=1e-6)
   assert weights['kto'] == 4 and metrics['reward_desirable'] == (np.float32(LN3), 2)
   parts = [f(*(x[i : i + 1] for x in arrays))[0] for i in (0, 1)]
   close(jax.tree.map(jnp.add, *parts), (sums, weights, metrics), 1e-6)
   assert jnp.isfinite(grad).all() and (grad[jnp.isnan(logp)] == 0).all()
   assert grad[0, 0] < 0 < grad[1, 0]  # the desirable one up, the undesirable one down
-  assert slope == 0 and f(*arrays, z0=1.0)[1][1] == 0
+  assert slope == f(*arrays, z0=1.0)[1][2] == jnp.abs(ref_grad).max() == 0
   assert jax.jit(preference.kto_baseline)(*arrays[:5]) == (np.float32(2 * LN3), 4)
 
 

@@ -216,7 +216,7 @@ def _add_up(terms, w, l, valid, nll, *, beta, label_smoothing, weight=None, sort
       over = valid if weight is None else select(weight, valid) * valid
       smoothing = {'label_smoothing': e} if name in SMOOTHED else {}
       loss = (SMOOTHED | PLAIN)[name](w, l, beta=beta, **smoothing)
-    sums[name] = coefficient * jnp.sum(select(loss, over) * over)
+    sums[name] = coefficient * jnp.sum(loss * over)
     weights[name] = each.sum()
   return sums, weights
 
