@@ -23,8 +23,9 @@ def masked_sum(values, mask):
 def log1mexp(x):
   """Returns log(1 - exp(x)) for x <= 0, with a finite value and gradient up to and including x = 0.
 
-  x is held below -1e-7, where float32 still tells exp(x) from 1. Two branches, each fed with a harmless number
-  where the other is taken: a select after the logarithm would leave NaN in the gradient (trl#1473).
+  x is held below -1e-7, where float32 still tells exp(x) from 1. Two branches, each fed with a harmless number where
+  the other is taken: where an accelerator's exp rounds to 1 all the same, a select after the logarithm would leave
+  NaN in the gradient (trl#1473).
   Source: Maechler 2012, "Accurately computing log(1 - exp(-|a|))", equation 7; its switch is at ln 2.
   """
   x = jnp.minimum(x, -1e-7)
