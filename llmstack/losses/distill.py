@@ -88,7 +88,7 @@ def top_k_jsd(student, teacher_logp, teacher_ids, mask, *, beta, temperature, t_
   if known('tail', tail, ('bucket', 'renormalise')) == 'bucket' and temperature != 1:
     raise BadInput(f'temperature = {temperature} with tail = bucket: the tail was stored at 1, use renormalise')
   logits, p = _visible(student, mask), _visible(teacher_logp, mask)
-  q = jnp.take_along_axis(logits, jnp.where(mask[:, :, None] != 0, teacher_ids, 0), -1)
+  q = jnp.take_along_axis(logits, teacher_ids, -1)
   if tail == 'renormalise':
     q, p = jax.nn.log_softmax(q / temperature), jax.nn.log_softmax(p / temperature)
   else:
