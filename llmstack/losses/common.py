@@ -26,7 +26,7 @@ def log1mexp(x):
   x is held below -1e-7, where float32 still tells exp(x) from 1. Two branches, each fed with a harmless number where
   the other is taken: where an accelerator's exp rounds to 1 all the same, a select after the logarithm would leave
   NaN in the gradient (trl#1473).
-  Source: Maechler 2012, "Accurately computing log(1 - exp(-|a|))", equation 7; its switch is at ln 2.
+  Source: Maechler 2012, "Accurately computing log(1 - exp(-|a|))"; its switch is at ln 2.
   """
   x = jnp.minimum(x, -1e-7)
   small = x > -0.6931472

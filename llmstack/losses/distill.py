@@ -61,7 +61,7 @@ def jsd(student, teacher, mask, *, beta, temperature, t_squared):
   temperature: divides both logits. t_squared: whether the loss is multiplied by its square, which keeps gradients of
     one size over temperatures: yes for Hinton, no for GKD.
 
-  Source: GKD, 2306.13649, equation 1; Hinton, 1503.02531, section 2: beta=0 and t_squared=True.
+  Source: GKD, 2306.13649; Hinton, 1503.02531, section 2: beta=0 and t_squared=True.
   """
   _check_knobs(beta, temperature)
   if student.shape[-1] != teacher.shape[-1]:

@@ -43,7 +43,7 @@ def sigmoid(rho_w, rho_l, *, beta, label_smoothing):
 
 
 def robust(rho_w, rho_l, *, beta, label_smoothing):
-  """Returns float[B,P]: unbiased under labels flipped with probability e < 1/2. Source: 2403.00409, equation 12."""
+  """Returns float[B,P]: unbiased under labels flipped with probability e < 1/2. Source: 2403.00409."""
   if isinstance(label_smoothing, float) and not 0 <= label_smoothing < 0.5:
     raise BadInput(f'label_smoothing = {label_smoothing} must be at least 0 and below 0.5 for robust')
   h = beta * (rho_w - rho_l)
@@ -52,7 +52,7 @@ def robust(rho_w, rho_l, *, beta, label_smoothing):
 
 
 def exo_pair(rho_w, rho_l, *, beta, label_smoothing):
-  """Returns float[B,P]: KL(softmax(beta rho) || (1 - e, e)); TRL takes e = 1e-3. Source: 2402.00856, equation 16."""
+  """Returns float[B,P]: KL(softmax(beta rho) || (1 - e, e)); TRL takes e = 1e-3. Source: 2402.00856."""
   if isinstance(label_smoothing, float) and not 0 < label_smoothing < 1:
     raise BadInput(f'label_smoothing = {label_smoothing} must be in (0, 1) for exo_pair, for example 1e-3')
   h = beta * (rho_w - rho_l)
@@ -61,7 +61,7 @@ def exo_pair(rho_w, rho_l, *, beta, label_smoothing):
 
 
 def hinge(rho_w, rho_l, *, beta):
-  """Returns float[B,P]: relu(1 - beta h). Source: SLiC as in RSO, 2309.06657, equation 10."""
+  """Returns float[B,P]: relu(1 - beta h). Source: SLiC as in RSO, 2309.06657."""
   return jax.nn.relu(1 - beta * (rho_w - rho_l))
 
 
@@ -75,7 +75,7 @@ def ipo(rho_w, rho_l, *, beta):
 
 
 def nca_pair(rho_w, rho_l, *, beta):
-  """Returns float[B,P]. Source: 2402.05369, equation 11 for two answers."""
+  """Returns float[B,P]. Source: 2402.05369."""
   w, l = beta * rho_w, beta * rho_l
   return -log_sigmoid(w) - 0.5 * log_sigmoid(-w) - 0.5 * log_sigmoid(-l)
 
@@ -101,7 +101,7 @@ def apo_down(rho_w, rho_l, *, beta):
 
 
 def discopop(rho_w, rho_l, *, beta, tau=0.05):
-  """Returns float[B,P]: logistic and exponential loss, mixed by sigma(beta h / tau). Source: 2406.08414, appendix E.5.
+  """Returns float[B,P]: logistic and exponential loss, mixed by sigma(beta h / tau). Source: 2406.08414.
 
   The exponential is multiplied in log space: alone it is infinite where its weight is 0.
   It is not convex: for beta h in (-0.12, 0.07), as in the first steps from a reference, its gradient lowers h.
@@ -123,7 +123,7 @@ def in_order(a, b, valid):
   """Returns (a, b, valid), float[B,P] each: a and b sorted apart, over valid pairs only, which come first.
 
   The optimal transport of AOT: the i-th smallest of a meets the i-th smallest of b. valid becomes 0 or 1.
-  Source: 2406.05882, algorithm 1.
+  Source: 2406.05882.
   """
   count = (valid != 0).sum()
   ahead = (jnp.arange(valid.size) < count).reshape(valid.shape)
@@ -155,7 +155,7 @@ def sequence_sums(values, mask, segments, n):
 def shared_length_sums(values, mask, segments, n, ld_alpha):
   """Returns float[B,M,P]: sequence_sums with what is beyond the shorter completion of a pair weighted by ld_alpha.
 
-  Source: LD-DPO, 2409.06411, equation 12; as in TRL, reference and policy alike.
+  Source: LD-DPO, 2409.06411; as in TRL, reference and policy alike.
   """
   place = jnp.cumsum(_by_segment((mask != 0).astype(jnp.int32), segments, n), -1)
   shared = place[..., -1:].min(1, keepdims=True)
@@ -238,7 +238,7 @@ def _metrics(w, l, logp_w, logp_l, valid, beta):
 
 
 def f_divergence(rho, *, divergence, alpha):
-  """Returns float[B,P]: f'(pi / ref), which takes the place of rho = log(pi / ref). Source: 2309.16240, table 1.
+  """Returns float[B,P]: f'(pi / ref), which takes the place of rho = log(pi / ref). Source: 2309.16240.
 
   divergence: 'reverse_kl' (DPO: rho itself), 'forward_kl' 1 - e^-rho, 'js' log 2 + log sigma(rho) or 'alpha'
     (e^((alpha - 1) rho) - 1) / (alpha - 1), with alpha as in TRL; the paper's is 1 - alpha. Constants cancel in h, but
@@ -258,7 +258,7 @@ def wpo_weight(logp, log_collision, mask, segments, valid):
   """Returns float[B,P], detached: min(1, exp(mean a_w + mean a_l)), a = logp - log_collision: how on-policy a pair is.
 
   log_collision: float[B,M,T], log sum_v pi(v)^2 = logsumexp(2 logits) - 2 logsumexp(logits) at each position.
-  Source: WPO, 2406.11827, equation 4 and section 3.2; the bound of 1 is TRL's.
+  Source: WPO, 2406.11827; the bound of 1 is TRL's.
   """
   _check_pairs(valid, logp, log_collision, mask, segments)
   sums = _pairs(sequence_sums(logp - log_collision, mask, segments, valid.shape[1]), valid)
@@ -318,7 +318,7 @@ def cpo(logp, mask, segments, valid, *, terms, beta, label_smoothing, normalise)
 
   terms: CPO is {'sigmoid': 1.0, 'sft': 1.0} with normalise=False, TRL's cpo_ipo {'ipo': 1.0} with normalise=True. The
     NLL is there only if it is named: TRL's cpo_alpha = 1 adds it unasked, and so to SimPO (trl PR#1703).
-  normalise: whether the log-prob is divided by the length. Source: 2401.08417, equations 3 to 5, its NLL a token mean.
+  normalise: whether the log-prob is divided by the length. Source: 2401.08417, its NLL a token mean.
   """
   score = _mean if normalise else lambda sums, lengths: sums
   return _reference_free(logp, mask, segments, valid, score, 0.0, terms, beta, label_smoothing)
@@ -332,7 +332,7 @@ def simpo(logp, mask, segments, valid, *, beta, gamma, label_smoothing, nll, alp
   nll: coefficient of the chosen's token-mean NLL; the paper has none, 0.
   alpha: AlphaPO's r = (1 - p^-alpha) / alpha, p = exp(mean log-prob), 0 for its limit SimPO.
 
-  Source: 2405.14734, equation 6 (beta 2.5, gamma / beta 0.55); AlphaPO, 2501.03884, section 3.
+  Source: 2405.14734, equation 6 (beta 2.5, gamma / beta 0.55); AlphaPO, 2501.03884.
   """
 
   def score(sums, lengths):
@@ -369,7 +369,7 @@ def orpo(logp, mask, segments, valid, *, lambda_or, nll_mask, nll_per_pair):
     and completion for the paper and TRL. Threads disagree (trl#1676, trl PR#2502), so there is no default.
   nll_per_pair: False for the mean over all tokens (TRL), True for the mean of each pair's mean (tunix).
 
-  Source: 2403.07691, equations 4 to 7.
+  Source: 2403.07691.
   """
   _check_pairs(valid, logp, mask, nll_mask, segments)
   n = valid.shape[1]
@@ -403,7 +403,7 @@ def kto(logp, ref_logp, mask, segments, valid, desirable, *, beta, lambda_d, lam
   z0: float[], the mean of rho over mismatched prompts and completions (kto_baseline); clamped at 0 and detached here.
     A constant 0.0 is TRL's apo_zero_unpaired.
 
-  Source: 2402.01306, equation 8.
+  Source: 2402.01306.
   """
   check('BT,BT,BT,BT,BP,BP', logp, ref_logp, mask, segments, valid, desirable)
   n = valid.shape[1]

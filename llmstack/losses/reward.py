@@ -17,7 +17,7 @@ def bradley_terry(chosen, rejected, valid, *, margin, label_smoothing, centering
   label_smoothing: e, a number or float[B,P]; 1 - p for a soft label p = P(chosen is better).
   centering: eta of the term eta (r_w + r_l)^2, which keeps scores near 0; 0 for none.
 
-  Source: 2009.01325, equation 1; margin: Llama 2, 2307.09288, section 3.2.2; centering: 2312.09244, with 0.01.
+  Source: 2009.01325; margin: Llama 2, 2307.09288, section 3.2.2; centering: 2312.09244, with 0.01.
   """
   check('BP,BP,BP', chosen, rejected, valid)
   chosen, rejected = select(chosen, valid), select(rejected, valid)
@@ -46,7 +46,7 @@ def calibration(chosen, rejected, *, bins):
   sigma(r_w - r_l) itself would compare probabilities with a label that is always 1. A tie is half right.
 
   Raises: BadInput for no pairs or scores that are not finite.
-  Source: expected calibration error of 1706.04599, equation 3.
+  Source: expected calibration error of 1706.04599.
   """
   gap = _finite(chosen, 'chosen scores') - _finite(rejected, 'rejected scores')
   confidence = 1 / (1 + np.exp(-np.abs(gap)))
