@@ -55,10 +55,12 @@ def tells(text, fact):
 
 def test_same_arguments_give_the_same_bytes(tmp_path):
   """A set's order, hash() or the clock in the generator would give other bytes in every run."""
-  names = ('documents.jsonl', 'clean.jsonl', 'labels.jsonl', 'facts.jsonl', 'manifest.json')
+  rows = {'documents': 100, 'noise': 0.3, 'chats': 20, 'pairs': 20, 'eval_pairs': 20}
   for name in ('a', 'b'):
-    world.generate(tmp_path / name, seed=0, documents=100, noise=0.3)
-  world.generate(tmp_path / 'c', seed=1, documents=100, noise=0.3)
+    world.generate(tmp_path / name, seed=0, **rows)
+  world.generate(tmp_path / 'c', seed=1, **rows)
+  names = [path.name for path in (tmp_path / 'a').iterdir()]
+  assert len(names) == 9
   for name in names:
     assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
     assert (tmp_path / 'a' / name).read_bytes() != (tmp_path / 'c' / name).read_bytes()
@@ -86,6 +88,16 @@ def test_folder_is_made_once(tmp_path):
 
 
 OUT_OF_RANGE = ((99, 0.1), (100, -0.1), (100, 0.91), (100, float('nan')))
+
+
+def test_chats_leave_the_documents_alone(tmp_path):
+  """A shared stream of random choices: another number of chats, and every pretraining run is another one."""
+  plain = world.generate(tmp_path / 'a', seed=0, documents=100, noise=0.3)['sha256']
+  more = world.generate(tmp_path / 'b', seed=0, documents=100, noise=0.3, chats=9, pairs=9, eval_pairs=9)['sha256']
+  changed = {name for name in plain if plain[name] != more[name]}
+  assert changed == {'chats.jsonl', 'pairs.jsonl', 'pairs-eval.jsonl'}
+  with pytest.raises(BadInput, match='pairs=-1'):
+    world.generate(tmp_path / 'c', seed=0, documents=100, noise=0.3, pairs=-1)
 
 
 @pytest.mark.parametrize(('documents', 'noise'), OUT_OF_RANGE)

@@ -37,13 +37,14 @@ __all__ = [
   'cloze',
   'facts',
   'generate',
+  'numbers',
   'question',
   'statement',
   'variants',
 ]
 
 # Part of the manifest's arguments: raise it when the same arguments give other bytes.
-VERSION = 1
+VERSION = 2
 UNSEEN, STATEMENT = 0.10, 0.35
 SMALL = 20
 SHORTEST, LONGEST = 100, 900
@@ -201,9 +202,10 @@ def question(fact: Fact, variant: int) -> str:
   return _capital(_wording(fact, 'question', variant))
 
 
-def answer(fact: Fact) -> str:
+def answer(fact: Fact, capital: bool = True) -> str:
   """Returns the short answer, without a full stop: 'Paris', 'The yen', 'A noble gas'."""
-  return _capital(ATTRIBUTES[fact.attribute].answer.format(**_slots(fact)))
+  short = ATTRIBUTES[fact.attribute].answer.format(**_slots(fact))
+  return _capital(short) if capital else short
 
 
 def cloze(fact: Fact, variant: int) -> tuple[str, str]:
@@ -256,6 +258,35 @@ def _holds(text, fact):
   return _whole(fact.value, fact.attribute == 'symbol').search(text) is not None
 
 
+class Secrets:
+  """Facts that a text must not tell."""
+
+  def __init__(self, hidden):
+    self._by_word = {}
+    for fact in hidden:
+      self._by_word.setdefault(fact.entity.split()[0].lower(), []).append(fact)
+
+  def told_by(self, text):
+    """Returns whether the text holds the entity and the value of one of them."""
+    for word in dict.fromkeys(re.findall(r'\w+', text.lower())):
+      for fact in self._by_word.get(word, ()):
+        if _holds(text, fact) and _whole(fact.entity, False).search(text):
+          return True
+    return False
+
+
+def numbers(dice: Dice, operation: str, least: int = 1) -> dict:
+  """Returns {a, b, c}: a operation b = c, or for '>' a > b; the result is at least `least`."""
+  if operation == 'x':
+    a, b = dice.between(2, 10), dice.between(2, 10)
+    return {'a': a, 'b': b, 'c': a * b}
+  top = dice.pick((10, 20, 100))
+  b, c = dice.between(least, top // 2), dice.between(least, top // 2)
+  if operation == '+':
+    return {'a': b, 'b': c, 'c': b + c}
+  return {'a': b + c, 'b': b, 'c': c}
+
+
 @dataclass
 class Draft:
   """A text with what is known about it."""
@@ -283,10 +314,7 @@ class Writer:
     def by_attribute(chosen):
       return {a: Deck(dice, [f for f in chosen if f.attribute == a]) for a in ATTRIBUTES}
 
-    self.by_entity = {entity: [] for entity in _KIND}
     self.open_by_entity = {entity: [] for entity in _KIND}
-    for fact in self.facts:
-      self.by_entity[fact.entity].append(fact)
     for fact in open_facts:
       self.open_by_entity[fact.entity].append(fact)
     self.by_group = {}
@@ -294,9 +322,8 @@ class Writer:
       if fact.attribute in tables.GROUPS:
         self.by_group.setdefault((fact.attribute, fact.value), []).append(fact)
     self.by_group = {key: group for key, group in self.by_group.items() if len(group) > 1}
-    self.first_words = {}
-    for entity in _KIND:
-      self.first_words.setdefault(entity.split()[0].lower(), []).append(entity)
+    self.never_told = Secrets(f for f in self.facts if f.told == 'unseen')
+    self.never_answered = Secrets(f for f in self.facts if f.told != 'qa')
     self.entities = Deck(dice, [e for e in _KIND if self.open_by_entity[e]])
     self.open = Deck(dice, open_facts)
     self.answered = Deck(dice, answered)
@@ -309,25 +336,16 @@ class Writer:
 
   def clean(self, kind):
     """Returns a new draft of a clean kind: of good length, new, and leaking nothing."""
-    secret = ('unseen', 'statement') if kind in ('qa', 'dialogue') else ('unseen',)
+    secrets = self.never_answered if kind in ('qa', 'dialogue') else self.never_told
     while True:
       draft = getattr(self, kind)()
       length = len(draft.text)
       if not SHORTEST <= length <= LONGEST or draft.text in self.seen:
         continue
-      if self.leaks(draft.text, secret):
+      if secrets.told_by(draft.text):
         continue
       self.seen.add(draft.text)
       return draft
-
-  def leaks(self, text, secret):
-    """Returns whether the text holds an entity together with a value that is secret for it."""
-    words = dict.fromkeys(re.findall(r'\w+', text.lower()))
-    for entity in [entity for word in words for entity in self.first_words.get(word, ())]:
-      hidden = [fact for fact in self.by_entity[entity] if fact.told in secret]
-      if any(_holds(text, fact) for fact in hidden) and _whole(entity, False).search(text):
-        return True
-    return False
 
   # --- facts in prose ---
 
@@ -527,29 +545,17 @@ class Writer:
         if style == 'mixed':
           operation = dice.pick(tuple(tables.SUMS))
         choice = wording if style == 'one' else dice.below(len(tables.SUMS[operation]))
-        line = tables.SUMS[operation][choice].format(**self.numbers(operation))
+        line = tables.SUMS[operation][choice].format(**numbers(dice, operation))
       lines.append(line)
       size += len(line) + 1
     title = dice.pick(tables.ARITHMETIC_TITLES)
     text = '\n'.join(lines)
     return Draft(f'{title}\n\n{text}' if title else text)
 
-  def numbers(self, operation, least=1):
-    """Returns {a, b, c}; the result is at least `least`."""
-    dice = self.dice
-    if operation == 'x':
-      a, b = dice.between(2, 10), dice.between(2, 10)
-      return {'a': a, 'b': b, 'c': a * b}
-    top = dice.pick((10, 20, 100))
-    b, c = dice.between(least, top // 2), dice.between(least, top // 2)
-    if operation == '+':
-      return {'a': b, 'b': c, 'c': b + c}
-    return {'a': b + c, 'b': b, 'c': c}
-
   def problem(self):
     dice = self.dice
     operation = dice.pick(tuple(tables.PROBLEMS))
-    slots = {**self.people(), **self.numbers(operation, least=2), 'k': dice.pick(tables.COUNTED)}
+    slots = {**self.people(), **numbers(dice, operation, least=2), 'k': dice.pick(tables.COUNTED)}
     return dice.pick(tables.PROBLEMS[operation]).format(**slots)
 
   def people(self):
@@ -718,37 +724,50 @@ def _label(kind, draft, name, ids):
   }
 
 
-def generate(folder, *, seed: int, documents: int, noise: float) -> dict:
+def generate(
+  folder, *, seed: int, documents: int, noise: float, chats: int = 0, pairs: int = 0, eval_pairs: int = 0
+) -> dict:
   """Returns the manifest of the world written to the folder.
 
   documents: how many, at least 100.
   noise: share of noisy documents, in [0, 0.9].
+  chats, pairs, eval_pairs: how many conversations and preference pairs.
 
   Files, one JSON object per line: documents.jsonl (id, text; clean and noisy shuffled together),
   clean.jsonl (the clean ones, same ids), labels.jsonl (what is known about each document),
-  facts.jsonl (every fact with a question and its short answer); and manifest.json. The same
-  arguments give the same bytes. A folder with the same arguments is left alone.
+  facts.jsonl (every fact with its split, a question and its short answer), those of
+  `world_chat.files`; and manifest.json. The same arguments give the same bytes. A folder with the
+  same arguments is left alone.
 
   Raises: BadInput for arguments out of range, or a folder that holds something else.
   """
+  from llmstack.data import world_chat  # it stands on this module
+
   if documents < 100:
     raise BadInput(f'documents={documents} is too few for a world; ask for at least 100')
   if not 0 <= noise <= 0.9:
     raise BadInput(f'noise={noise} is not a share of documents; choose it in [0, 0.9]')
-  arguments = {'version': VERSION, 'seed': seed, 'documents': documents, 'noise': float(noise)}
+  asked = {'chats': chats, 'pairs': pairs, 'eval_pairs': eval_pairs}
+  for name, n in asked.items():
+    if n < 0:
+      raise BadInput(f'{name}={n} is not a number of rows; use 0 for none')
+  arguments = {'version': VERSION, 'seed': seed, 'documents': documents, 'noise': float(noise), **asked}
   folder = Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     return _existing(folder, arguments)
   rows, ids = _write(seed, documents, noise)
   told = []
+  splits = world_chat.splits(seed)
   for fact in facts(seed):
-    told.append({**asdict(fact), 'question': question(fact, 0), 'answer': answer(fact)})
+    told.append({**asdict(fact), 'split': splits[fact.id], 'question': question(fact, 0), 'answer': answer(fact)})
+  chat = world_chat.files(seed, **asked)
   texts = [({'id': name, 'text': draft.text}, kind in CLEAN) for kind, draft, name in rows]
   files = {
     'documents.jsonl': [row for row, _ in texts],
     'clean.jsonl': [row for row, clean in texts if clean],
     'labels.jsonl': [_label(kind, draft, name, ids) for kind, draft, name in rows],
     'facts.jsonl': told,
+    **chat,
   }
   kinds = Counter(kind for kind, _, _ in rows)
   manifest = {
@@ -758,6 +777,8 @@ def generate(folder, *, seed: int, documents: int, noise: float) -> dict:
     'characters': sum(len(draft.text) for _, draft, _ in rows),
     'clean_characters': sum(len(draft.text) for kind, draft, _ in rows if kind in CLEAN),
     'told': dict(sorted(Counter(fact['told'] for fact in told).items())),
+    'splits': dict(sorted(Counter(splits.values()).items())),
+    'rows': {name: len(rows) for name, rows in chat.items()},
     'sha256': {},
   }
   folder.parent.mkdir(parents=True, exist_ok=True)

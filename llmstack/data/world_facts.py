@@ -1728,3 +1728,61 @@ PROBLEMS = {
     'There are {a} tables, and on each table there are {b} {k}. That makes {c} {k}.',
   ),
 }
+
+# --- chat ----------------------------------------------------------------------------------------
+
+# What stands before a question; after one that ends with ': ' the question goes on in lower case.
+CHAT_STARTS = (
+  'Hello. ',
+  'Hi! ',
+  'Good morning. ',
+  'Please tell me: ',
+  'Tell me, please: ',
+  'I have a question. ',
+)
+CHAT_STARTS_AGAIN = ('And ', 'One more. ', 'Thanks. ', 'Thank you. ', 'I see. ')
+
+# How an assistant of this world closes, opens too widely, and doubts; {x} is the short answer.
+COURTESIES = ('Glad to help.', 'You are welcome.', 'Thank you for asking.', 'Have a nice day.')
+WORDY_STARTS = ('Good question.', 'Many people ask that.', 'That is easy.', 'I know that one.')
+WORDY_ENDS = ('And now you know it too.', 'That is all there is to say.', 'There is more to tell about it.')
+HEDGES = (
+  'Let me think, I believe it is {x}, but do check.',
+  'I am not sure, but I think it is {x}.',
+  'Perhaps it is {x}, as far as I know.',
+  'Well, maybe it is {x}, do check.',
+)
+
+# (what the user says, what the assistant may say)
+CHAT_TALK = (
+  (
+    ('Hello!', 'Hi!', 'Hi there!', 'Good morning.', 'Good evening.'),
+    ('Hello. Ask me anything.', 'Good to see you. Ask me a question.', 'Hello. I will try to help you.'),
+  ),
+  (
+    ('How are you?', 'Are you well?', 'Hi, how are you?', 'How are you today?'),
+    ('I am fine, thank you.', 'I am well, thank you for asking.', 'I am fine. I hope you are well too.'),
+  ),
+  (
+    ('Who are you?', 'What can you do?', 'What do you do all day?', 'Can you help me with something?'),
+    ('I answer questions.', 'I am here to answer your questions.', 'I know a little about the world. Ask me about it.'),
+  ),
+  (
+    ('Thank you!', 'Thanks a lot.', 'Thank you, that helps.', 'Good, thank you.'),
+    ('You are welcome.', 'Glad to help.', 'You are welcome. Come back any time.'),
+  ),
+  (
+    ('Goodbye!', 'I have to go now. Goodbye!', 'See you soon!', 'See you tomorrow.'),
+    ('Goodbye. Take care.', 'See you soon.', 'Goodbye. Have a nice day.'),
+  ),
+)
+
+# Asked of a chat, with {a}, the sign {o} or its word {w}, {b}; the result is {c}.
+SUM_WORDS = {'+': 'plus', '-': 'minus', 'x': 'times'}
+SUM_QUESTIONS = (
+  'What is {a} {o} {b}?',
+  'What is {a} {w} {b}?',
+  'How much is {a} {o} {b}?',
+  'Can you work out {a} {o} {b}?',
+)
+SUM_STATEMENTS = ('{a} {w} {b} is {c}.', '{a} {o} {b} is {c}.')

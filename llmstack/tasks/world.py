@@ -4,8 +4,20 @@ from llmstack.data import world
 
 
 def run(config, workdir):
-  manifest = world.generate(workdir, seed=config.seed, documents=config.documents, noise=config.noise)
+  manifest = world.generate(
+    workdir,
+    seed=config.seed,
+    documents=config.documents,
+    noise=config.noise,
+    chats=config.chats,
+    pairs=config.pairs,
+    eval_pairs=config.eval_pairs,
+  )
   for kind, count in sorted(manifest['kinds'].items(), key=lambda item: -item[1]):
     print(f'{kind:20}{count:>8,}')
+  for name, count in manifest['rows'].items():
+    print(f'{name:20}{count:>8,}')
   told = ', '.join(f'{n} {how}' for how, n in manifest['told'].items())
+  split = ', '.join(f'{n} {how}' for how, n in manifest['splits'].items())
   print(f'{manifest["characters"]:,} characters, {manifest["clean_characters"]:,} of them clean; facts: {told}')
+  print(f'facts by what chats ask: {split}')
