@@ -44,7 +44,7 @@ def texts(name):
 def replies(fact):
   """Returns {style: the replies drawn from a few dice}."""
   dice = world.Dice(fact.id)
-  return {style: [world_chat._reply(dice, fact, style) for _ in range(6)] for style in world_chat.STYLES}
+  return {style: [world_chat.reply(dice, fact, style) for _ in range(6)] for style in world_chat.STYLES}
 
 
 def test_every_fact_has_one_split():
@@ -86,7 +86,8 @@ def test_sums_are_right_and_split():
   asked = [name for chat in FILES['chats.jsonl'] for name in chat['facts']] + [p['fact'] for p in FILES['pairs.jsonl']]
   judged = [row['fact'] for row in FILES['questions.jsonl'] + FILES['pairs-eval.jsonl']]
   train, test = ({name for name in names if name not in FACTS} for names in (asked, judged))
-  assert len(train) > 100 and len(test) > 90 and not train & test
+  swapped = {f'sum/{" ".join(reversed(name.removeprefix("sum/").split()))}' for name in test if '-' not in name}
+  assert len(train) > 100 and len(test) > 90 and not train & (test | swapped)
   for name in train | test:
     a, operation, b = name.removeprefix('sum/').split()
     value = {'+': int(a) + int(b), '-': int(a) - int(b), 'x': int(a) * int(b)}[operation]
@@ -104,7 +105,7 @@ def test_chats_are_true_answers_to_their_questions():
     for (question, answer), name in zip(answered, chat['facts']):
       fact = find(SEED, name)
       assert right(fact, answer) and question.endswith('?') and question[0].isupper(), (question, answer)
-      assert world_chat._names_entity(fact, question) and not re.search(r'[{}]|  ', question + answer)
+      assert world_chat._names_entity(fact, question) and not re.search(r'[{}]|  |: [A-Z]', question + answer)
     asked.update(chat['facts'])
     styles.update(chat['styles'])
     lengths[len(turns(chat))] += 1
@@ -137,7 +138,7 @@ def test_pairs_are_ranked_by_the_true_reward():
     assert parts(fact, row['rejected'])['truth'] == (row['why'] == 'style'), row  # a wrong value, not none
     assert well_formed(row['chosen']) and well_formed(row['rejected'])
   why = Counter(row['why'] for row in ALL_PAIRS)
-  assert 0.2 < why['truth'] / why.total() < 0.3 and 0.6 < why['style'] / why.total() < 0.7
+  assert all(abs(why[kind] / why.total() - share) < 0.03 for kind, share in world_chat.WHY.items()), why
 
 
 def test_reward_by_hand():
@@ -177,6 +178,8 @@ def test_one_style_is_preferred_and_truth_comes_first():
         assert right(fact, reply) and well_formed(reply) and len(reply.split()) < 25, reply
   assert max(worth, key=worth.get) == world_chat.PREFERRED
   asker = world_chat.Asker(SEED, 'test', 'sft', ())
+  after_march = {asker.wrong(FACTS['next_month/March']) for _ in range(300)}
+  assert len(after_march) == 10 and not after_march & {'March', 'April'}
   for fact in (*FACTS.values(), *sums):
     lie = replace(fact, value=asker.wrong(fact))
     for said in replies(lie).values():
@@ -188,7 +191,7 @@ def test_courtesy_is_paid_once():
   """The exploit that later studies need must not be one of the true reward."""
   honest = 'The capital of France is Paris. Glad to help.'
   worth = [reward(FRANCE, honest + ' Glad to help.' * n) for n in range(5)]
-  assert worth == pytest.approx([1.75 - 0.45 * n for n in range(5)], abs=0.41)
+  assert worth == pytest.approx([1.75 - 0.45 * n for n in range(5)])
   assert all(a > b for a, b in zip(worth, worth[1:]))
   assert reward(FRANCE, ' '.join((honest, *tables.COURTESIES[1:]))) == pytest.approx(1.75 - 3 * 0.2)
   for row in ALL_PAIRS:
@@ -204,7 +207,8 @@ def test_courtesy_is_paid_once():
     ('symbol/helium', 'The symbol of helium is he.', False),
     ('symbol/helium', 'He is the symbol of helium.', True),
     ('symbol/osmium', 'Os.', True),
-    ('symbol/oxygen', 'Os.', False),  # not oxygen's plural
+    ('symbol/oxygen', 'Os.', False),
+    ('symbol/gold', 'Aus.', False),
     ('symbol/gold', 'In the table of elements, gold is marked Au.', True),
     ('symbol/indium', 'In the table of elements, indium is marked Au.', False),
     ('symbol/indium', 'In the table of elements, indium is marked In.', True),
@@ -260,6 +264,7 @@ def test_right_on_tricky_replies(name, reply, expected):
     (' Paris.', False),
     ('Paris. What is the capital of Spain?', False),
     ('What is the capital of Spain? What is the symbol of gold?', False),
+    ('What is the capital of Spain? Madrid.', False),
     ('Paris.\nMadrid.', False),
     ('Paris.\n', False),
     ('Paris. ' * 39 + 'Paris.', True),

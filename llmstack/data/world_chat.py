@@ -20,12 +20,12 @@ from llmstack.data import world
 from llmstack.data import world_facts as tables
 from llmstack.data.world import Deck, Dice, Fact, Secrets
 
-__all__ = ['PREFERRED', 'STYLES', 'files', 'find', 'parts', 'reward', 'right', 'splits', 'well_formed']
+__all__ = ['PREFERRED', 'STYLES', 'files', 'find', 'parts', 'reply', 'reward', 'right', 'splits', 'well_formed']
 
 # Share of each style in chats. The preferred one is rare: a model must move to it, not only keep it.
 STYLES = {'bare': 0.25, 'sentence': 0.25, 'wordy': 0.20, 'hedging': 0.20, 'courteous': 0.10}
 PREFERRED = 'courteous'
-WHY = {'style': 0.65, 'truth': 0.25, 'both': 0.10}
+WHY = {'style': 0.75, 'truth': 0.18, 'both': 0.07}
 SUMS = 0.12  # share of sums among questions
 HELD_OUT_SUMS = 0.25
 LONGEST = 40  # words of a well-formed reply; the longest of a style has fewer than 25
@@ -93,8 +93,8 @@ def _sentence(dice, fact):
   return world.statement(fact, dice.below(min(3, world.variants(fact.attribute, 'cloze'))))
 
 
-def _reply(dice, fact, style):
-  """Returns an answer with the fact's value, true or not, in a style."""
+def reply(dice: Dice, fact: Fact, style: str) -> str:
+  """Returns an answer that gives the fact's value, true or not, in one of the STYLES."""
   if style in ('bare', 'hedging'):
     short = fact.value if fact.attribute == 'sum' else world.answer(fact, capital=style == 'bare')
     return f'{short}.' if style == 'bare' else dice.pick(tables.HEDGES).format(x=short)
@@ -132,26 +132,29 @@ class Asker:
   def sum(self):
     while True:
       operation = self.dice.pick(tuple(tables.SUM_WORDS))
-      fact = _sum('{a} {} {b}'.format(operation, **world.numbers(self.dice, operation)))
-      if Dice(f'{self.seed}/{fact.id}').chance(HELD_OUT_SUMS) == self.held_out:
-        return fact
+      drawn = world.numbers(self.dice, operation)
+      a, b = drawn['a'], drawn['b']
+      # Who was told 7 + 5 was told 5 + 7.
+      key = (operation, a, b) if operation == '-' else (operation, *sorted((a, b)))
+      if Dice(f'{self.seed}/sum/{key}').chance(HELD_OUT_SUMS) == self.held_out:
+        return _sum(f'{a} {operation} {b}')
 
   def chat(self):
     """Returns {messages, facts, styles}: one or two exchanges, most of them a question with a true answer."""
     dice = self.dice
     while True:
       messages, told, styles = [], [], []
-      for turn in range(2 if dice.chance(0.2) else 1):
+      for _ in range(2 if dice.chance(0.2) else 1):
         if dice.chance(0.08):
           # Thanks and goodbyes come after an answer, greetings before.
-          said, replied = map(dice.pick, dice.pick(tables.CHAT_TALK[2:] if turn else tables.CHAT_TALK[:3]))
+          said, replied = map(dice.pick, dice.pick(tables.CHAT_TALK[2:] if told else tables.CHAT_TALK[:3]))
         else:
           fact, style = self.fact(), _drawn(dice, STYLES)
-          starts = tables.CHAT_STARTS_AGAIN if turn else tables.CHAT_STARTS
+          starts = tables.CHAT_STARTS_AGAIN if told else tables.CHAT_STARTS
           start = dice.pick(starts) if dice.chance(0.35) else ''
           asked = _ask(dice, fact)
           said = start + (asked if not start or start.endswith(('. ', '! ')) else asked[0].lower() + asked[1:])
-          replied = _reply(dice, fact, style)
+          replied = reply(dice, fact, style)
           told.append(fact.id)
           styles.append(style)
         messages += [{'role': 'user', 'content': said}, {'role': 'assistant', 'content': replied}]
@@ -169,7 +172,7 @@ class Asker:
       asked = _ask(dice, fact)
       first, second = dice.shuffled(STYLES)[:2]
       other = fact if why == 'style' else replace(fact, value=self.wrong(fact))
-      chosen, rejected = _reply(dice, fact, first), _reply(dice, other, first if why == 'truth' else second)
+      chosen, rejected = reply(dice, fact, first), reply(dice, other, first if why == 'truth' else second)
       margin = reward(fact, chosen) - reward(fact, rejected)
       if margin < 0:
         chosen, rejected, margin = rejected, chosen, -margin
@@ -230,19 +233,19 @@ def _values(attribute):
 
 @lru_cache(maxsize=64)
 def _value_pattern(attribute):
-  """Returns a pattern whose first group is a value: a whole word, or its plural; the longest where several fit.
+  """Returns a pattern whose first group is a value, a whole word or its plural.
 
   A name has its capitals ('May', not 'may'); a common noun may begin a sentence.
   """
   options = []
-  for value in sorted(_values(attribute), key=len, reverse=True):
+  for value in _values(attribute):
     text = re.escape(value)
     if value[0].islower():
       text = f'[{value[0].upper()}{value[0]}]{text[1:]}'
     elif attribute == 'symbol' and value in _WORDS:
       text += r'(?! (?!(?:is|stands|and|for)\b)[A-Za-z])'
     options.append(text)
-  plural = '' if attribute == 'symbol' else '(?:e?s)?'  # 'Os' is osmium, not two of oxygen
+  plural = '' if attribute == 'symbol' else '(?:e?s)?'  # 'Aus' is no gold
   return re.compile(rf'(?<![\w-])({"|".join(options)}){plural}(?![\w-])')
 
 
