@@ -129,6 +129,32 @@ def objects(source):
       yield where, parse(raw, where)
 
 
+def rows(source, counts=None):
+  """Yields (where, dict) for each JSON object or row of a parquet table, in the order of `documents`.
+
+  counts, Raises: as `documents` has them.
+  """
+  counts = collections.Counter() if counts is None else counts
+  for path in paths(source):
+    records = _records(path, source)
+    if path.endswith('.parquet'):
+      records = ((i, f'{path}, row {i}', row) for i, row in enumerate(_parquet(path)))
+    while True:
+      try:
+        _, where, raw = next(records)
+        if not isinstance(raw, dict | Json):
+          raise Bad('not a record', f'{where} is text, not a record with fields: give .jsonl or .parquet files')
+        row = raw if isinstance(raw, dict) else parse(raw, where)
+      except StopIteration:
+        break
+      except Bad as bad:
+        if source.on_error == 'raise':
+          raise
+        counts[bad.kind] += 1
+      else:
+        yield where, row
+
+
 def part(text, source, split):
   """Returns str: what of this document belongs to `split`; '' for nothing.
 
@@ -306,7 +332,8 @@ def split(chunks, separator, limit=None):
     yield offset, bytes(buffer)
 
 
-def _parquet(path, field):
+def _parquet(path, field=None):
+  """Yields the values of a column, or dicts of all columns."""
   import pyarrow
   import pyarrow.parquet
 
@@ -315,11 +342,11 @@ def _parquet(path, field):
       table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
       raise Bad('corrupt file', f'{path} is not a whole parquet file ({error}): copy it again') from None
-    if field not in table.schema_arrow.names:
+    if field is not None and field not in table.schema_arrow.names:
       names = sorted(table.schema_arrow.names)
       raise Bad('missing field', f'{path} has no column {field!r}, only {names}: set source.field')
-    for rows in table.iter_batches(columns=[field]):
-      yield from rows.column(0).to_pylist()
+    for batch in table.iter_batches(columns=[field] if field else None):
+      yield from batch.column(0).to_pylist() if field else batch.to_pylist()
 
 
 def arrayrecord(path):

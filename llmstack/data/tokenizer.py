@@ -25,6 +25,8 @@ SEEN = 1_000_000  # words whose ids are remembered
 GROUP = 4_000_000  # characters that are cut into words at once
 # 0 a space, 1 an ASCII letter, 2 another ASCII character, 3 a byte of any other
 CLASS = np.array([3 if i > 127 else 0 if i == 32 else 1 if chr(i).isalpha() else 2 for i in range(256)], np.uint8)
+# Added to a proto, whose later fields win: normalizer_spec {add_dummy_prefix: false, remove_extra_whitespaces: false}.
+AS_IS = b'\x1a\x04\x18\x00\x20\x00'
 UNTRAINABLE = '\u2585'  # SentencePiece drops a whole sentence that has this character
 
 
@@ -146,6 +148,31 @@ def cut(texts):
   return np.searchsorted(starts, ends[:-1]), words
 
 
+def fields(message):
+  """Yields (number, value) of a serialised protocol buffer: an int for a varint, bytes for the rest."""
+  at = 0
+
+  def varint():
+    nonlocal at
+    value = shift = 0
+    while True:
+      byte = message[at]
+      at += 1
+      value |= (byte & 127) << shift
+      shift += 7
+      if byte < 128:
+        return value
+
+  while at < len(message):
+    number, kind = divmod(varint(), 8)
+    if kind == 0:
+      yield number, varint()
+      continue
+    size = {1: 8, 5: 4}.get(kind) or varint()
+    yield number, message[at : at + size]
+    at += size
+
+
 class Tokenizer:
   """A SentencePiece model: text <-> int32 ids. `bos` and `eos` are None where the model has none.
 
@@ -194,6 +221,58 @@ class Tokenizer:
   def encode(self, text):
     """Returns int32[n] ids, without BOS and EOS."""
     return np.array(self._model.encode(text), np.int32)
+
+  def encode_plain(self, text):
+    """Returns int32[n] ids of a text that is data: never a chat token, and `decode_plain` gives the text back.
+
+    '<|end|>' becomes the pieces of '<' and '|end|>', and a model's dummy prefix is left out, so that texts may be
+    encoded one after the other. What the model's own normalisation changes stays changed.
+    """
+    plain, cuts = self._plain, [0]
+    if self._typed:
+      cuts += [match.start() + 1 for match in self._typed.finditer(text)]
+    ids = [i for a, b in zip(cuts, [*cuts[1:], len(text)]) for i in plain.encode(text[a:b])]
+    if self._typed and not self._typed_ids.isdisjoint(ids):  # a normaliser wrote one, say from wide characters
+      ids = [i for c in text for i in plain.encode(c)]
+    return np.array(ids, np.int32)
+
+  def decode_plain(self, ids):
+    """Returns str as `decode` does, with the space that it takes off the front where there is a dummy prefix."""
+    return self._plain.decode([i for i in np.asarray(ids, np.int64).tolist() if i < self.vocab])
+
+  @functools.cached_property
+  def _plain(self):
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor()
+    model.LoadFromSerializedProto(self.proto + AS_IS)
+    return model
+
+  @functools.cached_property
+  def symbols(self):
+    """Returns {text: id} of the pieces that steer: control symbols and user-defined ones such as chat tokens.
+
+    Single characters and whitespace (Gemma has a symbol for each run of newlines) are text.
+    """
+    spelled = lambda i: self._model.id_to_piece(i).replace('\u2581', ' ')  # noqa: E731
+    found = {spelled(i): i for i in range(self.vocab) if self._model.is_control(i) or i in self._user_defined}
+    return {text: i for text, i in found.items() if len(text.strip()) > 1}
+
+  @functools.cached_property
+  def _user_defined(self):
+    """Returns {id}, read from the proto, as the processor does not tell."""
+    pieces = (value for number, value in fields(self.proto) if number == 1)
+    return {i for i, piece in enumerate(pieces) if (3, 4) in fields(piece)}
+
+  @functools.cached_property
+  def _typed_ids(self):
+    return {i for i in self.symbols.values() if i in self._user_defined}
+
+  @functools.cached_property
+  def _typed(self):
+    """Returns the pattern of where a user-defined symbol begins in a text; None without any."""
+    found = [re.escape(text) for text, i in self.symbols.items() if i in self._typed_ids]
+    return re.compile(f'(?={"|".join(found)})') if found else None
 
   def prompt(self, text):
     """Returns a list of ids to generate from: BOS, where the model has one, and the text."""
