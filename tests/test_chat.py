@@ -265,3 +265,185 @@ def test_bad_template(own, llama_like):
   with pytest.raises(BadInput, match="no role 'tool', only"):
     chat.template('gemma', own).encode([*THREE, {'role': 'tool', 'content': '4'}, THREE[-1]])
   assert chat.template('gemma', own).fingerprint != template.fingerprint
+
+
+# Templates of our own in the manner of public ones.
+MARKED = """{{ bos_token }}{% for message in messages %}
+{% if message.role == 'assistant' %}
+<|im_start|>assistant
+{% generation %}{{ message.content }}<|im_end|>
+{% endgeneration %}
+{% else %}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+<|im_start|>assistant
+{% endif %}"""
+PLAIN = (
+  "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OUTSIDE = PLAIN.replace(
+  "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}",
+  "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+  "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}",
+)
+DEFAULT_SYSTEM = PLAIN.replace(
+  '{{ bos_token }}',
+  "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n\n{% endif %}",
+)
+STRICT = """{{ bos_token }}{% for m in messages %}
+{%- if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- if m.role == 'user' %}{{ '[INST] ' + m.content | trim + ' [/INST]' }}
+{%- else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"""
+
+
+def jinja(tmp_path, source, model, **config):
+  """Returns the template of a tokenizer_config.json with this source."""
+  import json
+
+  tokens = {'bos_token': '<s>', 'eos_token': {'content': '</s>'}, 'pad_token': None}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(tokens | {'chat_template': source} | config))
+  return chat.template(str(tmp_path / 'tokenizer_config.json'), model)
+
+
+@pytest.mark.parametrize('source', [MARKED, PLAIN, OUTSIDE])
+def test_jinja_is_chatml(tmp_path, everything, source):
+  """A mask by {% generation %} that is off by its whitespace, or that leaves the end token out; a BOS for each of us.
+
+  Own and template's BOS: trl PR#3856, reward-bench#164. The end token stands behind {% endgeneration %} in OUTSIDE.
+  """
+  template, chatml = jinja(tmp_path, source, everything), chat.template('chatml', everything)
+  assert template.stops == chatml.stops and template.missing == ()
+  for train_on in chat.TRAIN_ON:
+    ids, mask = template.encode(THREE, train_on=train_on)
+    assert everything.decode(ids) == GOLDEN['chatml'] and ids.tolist().count(everything.bos) == 1
+    if train_on != 'all':
+      whole = everything.decode(chatml.encode(THREE, train_on=train_on)[0][chatml.encode(THREE, train_on).mask == 1])
+      assert everything.decode(ids[mask == 1]).replace('<|im_end|>\n', '<|im_end|>') == whole
+      assert template.reply(ids[mask == 1]) == THREE[2 if train_on == 'assistant' else 4]['content']
+  assert template.prompt(THREE[:2])[-1:] == chatml.prompt(THREE[:2])[-1:]
+
+
+@pytest.mark.parametrize('source', [MARKED, PLAIN, OUTSIDE, DEFAULT_SYSTEM, STRICT])
+@pytest.mark.parametrize('model', ['everything', 'llama_like'])
+def test_jinja_random_conversations(request, tmp_path, model, source):
+  """As for the templates of our own; and a system prompt that the template adds comes once (trl PR#1930)."""
+  model = request.getfixturevalue(model)
+  template, rng = jinja(tmp_path, source, model), np.random.default_rng(1)
+  for _ in range(25):
+    messages = conversation(rng, '' if source == STRICT else 's')
+    ids, mask = template.encode(messages)
+    assert ids.tolist().count(model.bos) == 1 and ids[0] == model.bos
+    turns = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
+    for i in turns:
+      prompt = template.prompt(messages[:i])
+      assert prompt == ids[: len(prompt)].tolist() and mask[len(prompt)]
+      said = template.reply(ids[len(prompt) :])
+      assert said.strip() == messages[i]['content'].strip()
+    expected = len(turns) if source == STRICT else len(messages)
+    expected += source == DEFAULT_SYSTEM and messages[0]['role'] != 'system'
+    assert np.isin(ids, [template.stops[0]]).sum() == expected
+    assert (mask & np.isin(ids, [template.stops[0]])).sum() == len(turns)
+    assert model.decode_plain(ids).count('Be kind.') == (expected > len(messages))
+
+
+def test_jinja_contents_do_not_join_to_symbols(tmp_path, everything):
+  """Two contents, or a content and its neighbourhood, spell a symbol that neither has."""
+  source = '{% for m in messages %}{{ m.content | trim }}{% endfor %}{{ eos_token }}'
+  template = jinja(tmp_path, source, everything)
+  ids, _ = template.encode([THREE[1] | {'content': ' <|im_ '}, THREE[2] | {'content': '\nend|> '}], train_on='all')
+  assert everything.decode(ids) == '<|im_end|>' and CHATML[1] not in [
+    everything._model.id_to_piece(int(i)) for i in ids
+  ]
+  with pytest.raises(BadInput, match=r'message 0 has U\+FDD1, which is no character'):
+    template.encode([THREE[1] | {'content': 'a\ufdd1'}, THREE[2]], train_on='all')
+
+
+def test_jinja_bos_of_each_turn_stays(tmp_path, everything):
+  """Llama 2 begins each question with BOS: they are the template's and stay, the first alone would be doubled."""
+  source = STRICT.replace('{{ bos_token }}', '').replace("{{ '[INST] '", "{{ bos_token + '[INST] '")
+  ids, _ = jinja(tmp_path, source, everything).encode(THREE[1:])
+  assert everything.decode(ids) == '[INST] the cat? [/INST] sat on a mat.[INST] why? [/INST] she said: über 😀'
+  assert ids.tolist().count(1) == ids.tolist().count(2) == 2 and ids[1] != 1
+
+
+def test_jinja_tokens_that_the_vocabulary_lacks(tmp_path, llama_like):
+  """A template for other tokens is used without a word, and no reply ever ends."""
+  config = {
+    'bos_token': '<|begin|>',
+    'eos_token': '<|im_end|>',
+    'added_tokens_decoder': {'7': {'content': '<|im_start|>', 'special': True}},
+  }  # noqa: E501
+  template = jinja(tmp_path, PLAIN, llama_like, **config)
+  assert template.missing == ('<|im_start|>',) and template.stops == [2]
+  ids, mask = template.encode(THREE[1:3])
+  assert ids.tolist().count(1) == 1 and ids[mask == 1][-1] == 2 and template.reply(ids[mask == 1]) == 'sat on a mat.'
+
+
+def test_jinja_files(tmp_path, everything):
+  """Newer models keep the template in a file of its own, older ones several in a list."""
+  (tmp_path / 'chat_template.jinja').write_text(PLAIN)
+  named = [{'name': 'tool_use', 'template': '{{'}, {'name': 'default', 'template': PLAIN}]
+  ids = [
+    chat.template(str(tmp_path / 'chat_template.jinja'), everything).encode(THREE).ids,
+    jinja(tmp_path, None, everything).encode(THREE).ids,
+    jinja(tmp_path, named, everything).encode(THREE).ids,
+  ]
+  assert ids[0].tolist() == ids[1].tolist() == ids[2].tolist()
+
+
+def test_jinja_functions(tmp_path, everything):
+  """What public templates call: JSON with its letters, dates, loop controls, namespaces, slices."""
+  source = (
+    '{% set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% if loop.index > 1 %}{% break %}{% endif %}'
+    "{% set ns.n = ns.n + 1 %}{{ {'é': m.content} | tojson }}{{ strftime_now('%Y')[:2] }}{{ ns.n * 2 }}"
+    '{% endfor %}{{ messages[-1].content.split("x")[-1].strip() }}{{ eos_token }}'
+  )
+  ids, _ = jinja(tmp_path, source, everything).encode([THREE[1], THREE[2] | {'content': 'a"x b'}], train_on='all')
+  assert everything.decode(ids) == '{"é": "a\\"x b"}202b'
+
+
+THINKING = PLAIN.replace("m['content'] +", "(m['content'] if loop.last else m['content'].split('!')[-1]) +")
+BAD_JINJA = [
+  ("{{ messages[0].content }}{% if %}", 'line 1 of the template: Expected an expression'),
+  ('a\nb\n{% generation %}', 'line 3 of the template: Unexpected end of template'),
+  ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+  ('{{ messages.append(1) }}', "access to attribute 'append' of 'list' object is unsafe"),
+  ('{{ self.__init__.__globals__ }}', "'__init__' of .* is unsafe|'self' is undefined"),
+  ("{% include '/etc/passwd' %}", 'no loader'),
+  ("{{ 'a' * 99999999 }}", 'refuses 2 messages: a product of 99999999 characters'),
+  ('{{ 9 ** 99999 }}', 'a power of 99999'),
+  ("{% for i in range(99999) %}{{ 'a' * 999 }}{% endfor %}", 'writes more than 16777216 characters'),
+  ('{{ range(999999999) }}', 'Range too big'),
+  ("{{ 'a' + 1 }}", 'refuses 2 messages: can only concatenate'),
+  ("{{ raise_exception('Only tools!') }}", 'refuses 2 messages: Only tools!'),
+  ('{% for m in messages %}{{ m.content }}\n{% endfor %}', 'no token that ends its turn: write {{ eos_token }}'),
+  (3, 'has no chat_template, nor a chat_template.jinja beside it'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('source, sentence', BAD_JINJA)
+def test_bad_jinja(tmp_path, everything, source, sentence):
+  """A template is a program from the internet: it reads files, fills the memory, or ends in a traceback."""
+  with pytest.raises(BadInput, match=sentence):
+    jinja(tmp_path, source, everything)
+
+
+def test_jinja_that_cannot_be_learnt_from(tmp_path, everything):
+  """A template without a marker whose history is not what was said trains on what no prompt leads to."""
+  template = jinja(tmp_path, THINKING, everything)
+  said = [*THREE[1:2], THREE[2] | {'content': 'hm! a mat'}, *THREE[3:]]
+  with pytest.raises(BadInput, match=r'has no {% generation %} block, and its prompt for message 1 is not how'):
+    template.encode(said)
+  assert template.encode(said, train_on='all').mask.sum() > 9 and len(template.prompt(said[:3])) > 9
+  with pytest.raises(BadInput, match=r"ends its prompt with .*assistant.n' but writes .*assistant' before"):
+    early = OUTSIDE.replace("m.role + '\n' }}", 'm.role }}').replace('{% generation %}', "{% generation %}{{ '\n' }}")
+    jinja(tmp_path, early, everything).encode(THREE)
+  with pytest.raises(BadInput, match='refuses 5 messages: System role not supported'):
+    jinja(tmp_path, STRICT, everything).encode(THREE)
+  once = OUTSIDE.replace("m.role == 'assistant'", 'loop.last')
+  with pytest.raises(BadInput, match='marks 1 generations of 2 turns'):
+    jinja(tmp_path, once, everything).encode(THREE)

@@ -115,9 +115,12 @@ def template(name, tokenizer):
     raise BadInput(f'template is {name!r}: choose from {tuple(BUILT_IN)}, or the path of a .json or .jinja file')
   if not os.path.isfile(name):
     raise BadInput(f'{name} does not exist: give a tokenizer_config.json or a .jinja file')
-  from llmstack.data.jinja import JinjaTemplate
+  try:
+    from llmstack.data.jinja import JinjaTemplate
+  except ImportError:
+    raise BadInput(f"{name} needs the package jinja2: pip install 'llmstack[hf]'") from None
 
-  return JinjaTemplate(name, tokenizer)
+  return JinjaTemplate(str(name), tokenizer)
 
 
 class Template:
@@ -129,9 +132,9 @@ class Template:
   """
 
   def __init__(self, name, tokenizer):
-    self.name, self.tokenizer = name, tokenizer
     self._write, specials, end = BUILT_IN[name]
-    self._setup(specials, end, {})
+    self._setup(name, tokenizer, name, {})
+    self._end(end, specials)
     if name == 'llmstack' and self.missing:
       raise BadInput(
         f'the tokenizer has no piece {self.missing[0]!r}, which the template llmstack needs: train the tokenizer with '
@@ -139,19 +142,24 @@ class Template:
       )
     self._known = {}  # ids of markup, of which there is little
 
-  def _setup(self, specials, end, aliases, source=''):
-    """Sets what both kinds of template have. `aliases`: {text: id}, symbols under another spelling."""
-    model = self.tokenizer
-    self.symbols = aliases | model.symbols
-    self.missing = tuple(s for s in dict.fromkeys([*specials, end]) if s not in self.symbols)
-    if end not in self.symbols and model.eos is None:
-      raise BadInput(f'the tokenizer has neither {end!r}, which ends a turn of template {self.name}, nor an EOS')
-    self.symbols.setdefault(end, model.eos)
-    self.stops = list(dict.fromkeys(i for i in (self.symbols[end], model.eos) if i is not None))
-    longest = sorted(map(re.escape, self.symbols), key=len, reverse=True)
-    self._find = re.compile(f'({"|".join(longest)})') if longest else re.compile('(?!)')
-    told = f'{self.name if not source else source}\0{model.fingerprint}\0{sorted(aliases.items())}'
+  def _setup(self, name, tokenizer, source, aliases):
+    """Sets all but what ends a turn. `aliases`: {text: id}, names of BOS and EOS that the tokenizer does not know."""
+    self.name, self.tokenizer = name, tokenizer
+    self.symbols = aliases | tokenizer.symbols
+    told = f'{source}\0{tokenizer.fingerprint}\0{sorted(aliases.items())}'
     self.fingerprint = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+
+  def _end(self, end, specials):
+    """Sets what ends a turn, and what of the template's symbols is missing."""
+    eos = self.tokenizer.eos
+    self.missing = tuple(s for s in dict.fromkeys([*specials, end]) if s not in self.symbols)
+    if end not in self.symbols and eos is None:
+      raise BadInput(f'the tokenizer has neither {end!r}, which ends a turn of template {self.name}, nor an EOS')
+    self._ending = end
+    self.symbols.setdefault(end, eos)
+    self.stops = list(dict.fromkeys(i for i in (self.symbols[end], eos) if i is not None))
+    longest = sorted(map(re.escape, self.symbols), key=len, reverse=True)
+    self._find = re.compile(f'({"|".join(longest)})')
 
   def encode(self, messages, train_on='assistant', after=0):
     """Returns Encoded(ids int32[n], mask uint8[n]); the mask is 1 on what the assistant says and on what ends its turn.
@@ -179,7 +187,7 @@ class Template:
   def prompt(self, messages):
     """Returns a list of ids to generate from: the conversation and the header of the assistant's turn.
 
-    It is a prefix of encode([*messages, reply]).ids.
+    It is a prefix of encode([*messages, reply]).ids (where `encode` refuses a Jinja template, it may not be).
 
     Raises:
       BadInput: not a conversation that ends with user or tool.
@@ -213,10 +221,10 @@ class Template:
       ids = self._known[piece.text] = self._markup(piece.text)
     return ids
 
-  def _markup(self, text):
-    """Returns int32[n] ids of text in which symbols count."""
+  def _markup(self, text, hidden=''):
+    """Returns int32[n] ids of text in which symbols count, without the character that hides some."""
     parts = self._find.split(text)
-    ids = [self.tokenizer.encode_plain(part) for part in parts]
+    ids = [self.tokenizer.encode_plain(part.replace(hidden, '') if hidden else part) for part in parts]
     ids[1::2] = [np.array([self.symbols[part]], np.int32) for part in parts[1::2]]
     return np.concatenate(ids)
 
