@@ -290,6 +290,13 @@ OUTSIDE = PLAIN.replace(
   "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
   "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}",
 )
+# As some libraries mark: the header's newline too, or an EOS of its own at the end of all.
+HEADER_TOO = OUTSIDE.replace(
+  "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}",
+  "{{ '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}{% generation %}{{ '\n' + m.content }}",
+).replace('{% else %}{{ m.content }}', "{% else %}{{ '\n' + m.content }}")
+LAST_EOS = '{% if not add_generation_prompt %}{{ eos_token }}{% endif %}'
+MARKED_EOS = '{% if not add_generation_prompt %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}'
 DEFAULT_SYSTEM = PLAIN.replace(
   '{{ bos_token }}',
   "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n\n{% endif %}",
@@ -309,7 +316,7 @@ def jinja(tmp_path, source, model, **config):
   return chat.template(str(tmp_path / 'tokenizer_config.json'), model)
 
 
-@pytest.mark.parametrize('source', [MARKED, PLAIN, OUTSIDE])
+@pytest.mark.parametrize('source', [MARKED, PLAIN, OUTSIDE, HEADER_TOO, PLAIN + LAST_EOS, MARKED + MARKED_EOS])
 def test_jinja_is_chatml(tmp_path, everything, source):
   """A mask by {% generation %} that is off by its whitespace, or that leaves the end token out; a BOS for each of us.
 
@@ -322,12 +329,12 @@ def test_jinja_is_chatml(tmp_path, everything, source):
     assert everything.decode(ids) == GOLDEN['chatml'] and ids.tolist().count(everything.bos) == 1
     if train_on != 'all':
       whole = everything.decode(chatml.encode(THREE, train_on=train_on)[0][chatml.encode(THREE, train_on).mask == 1])
-      assert everything.decode(ids[mask == 1]).replace('<|im_end|>\n', '<|im_end|>') == whole
+      assert everything.decode(ids[mask == 1]) == whole
       assert template.reply(ids[mask == 1]) == THREE[2 if train_on == 'assistant' else 4]['content']
   assert template.prompt(THREE[:2])[-1:] == chatml.prompt(THREE[:2])[-1:]
 
 
-@pytest.mark.parametrize('source', [MARKED, PLAIN, OUTSIDE, DEFAULT_SYSTEM, STRICT])
+@pytest.mark.parametrize('source', [MARKED, PLAIN, HEADER_TOO, PLAIN + LAST_EOS, DEFAULT_SYSTEM, STRICT])
 @pytest.mark.parametrize('model', ['everything', 'llama_like'])
 def test_jinja_random_conversations(request, tmp_path, model, source):
   """As for the templates of our own; and a system prompt that the template adds comes once (trl PR#1930)."""
@@ -344,10 +351,11 @@ def test_jinja_random_conversations(request, tmp_path, model, source):
       said = template.reply(ids[len(prompt) :])
       assert said.strip() == messages[i]['content'].strip()
     expected = len(turns) if source == STRICT else len(messages)
+    expected += source == PLAIN + LAST_EOS and template.stops[0] == model.eos
     expected += source == DEFAULT_SYSTEM and messages[0]['role'] != 'system'
     assert np.isin(ids, [template.stops[0]]).sum() == expected
     assert (mask & np.isin(ids, [template.stops[0]])).sum() == len(turns)
-    assert model.decode_plain(ids).count('Be kind.') == (expected > len(messages))
+    assert model.decode_plain(ids).count('Be kind.') == (source == DEFAULT_SYSTEM and messages[0]['role'] != 'system')
 
 
 def test_jinja_contents_do_not_join_to_symbols(tmp_path, everything):
@@ -421,6 +429,8 @@ BAD_JINJA = [
   ("{{ 'a' + 1 }}", 'refuses 2 messages: can only concatenate'),
   ("{{ raise_exception('Only tools!') }}", 'refuses 2 messages: Only tools!'),
   ('{% for m in messages %}{{ m.content }}\n{% endfor %}', 'no token that ends its turn: write {{ eos_token }}'),
+  ("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{{ eos_token }}{% endfor %}",
+   'does not write what the assistant says'),
   (3, 'has no chat_template, nor a chat_template.jinja beside it'),
 ]  # fmt: skip
 
@@ -439,11 +449,11 @@ def test_jinja_that_cannot_be_learnt_from(tmp_path, everything):
   with pytest.raises(BadInput, match=r'has no {% generation %} block, and its prompt for message 1 is not how'):
     template.encode(said)
   assert template.encode(said, train_on='all').mask.sum() > 9 and len(template.prompt(said[:3])) > 9
-  with pytest.raises(BadInput, match=r"ends its prompt with .*assistant.n' but writes .*assistant' before"):
-    early = OUTSIDE.replace("m.role + '\n' }}", 'm.role }}').replace('{% generation %}', "{% generation %}{{ '\n' }}")
+  early = OUTSIDE.replace('{% generation %}', '<think>\n{% generation %}')
+  with pytest.raises(BadInput, match=r"ends a prompt with .*assistant.n', but has .*think>.nsat on a mat.' where"):
     jinja(tmp_path, early, everything).encode(THREE)
   with pytest.raises(BadInput, match='refuses 5 messages: System role not supported'):
     jinja(tmp_path, STRICT, everything).encode(THREE)
   once = OUTSIDE.replace("m.role == 'assistant'", 'loop.last')
-  with pytest.raises(BadInput, match='marks 1 generations of 2 turns'):
+  with pytest.raises(BadInput, match='marks 1 generations of 2 assistant turns'):
     jinja(tmp_path, once, everything).encode(THREE)

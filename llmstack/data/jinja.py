@@ -1,8 +1,9 @@
 """Chat templates of Hugging Face, which are Jinja programs, run in a sandbox.
 
-What is trained on is what the template puts between {% generation %} and {% endgeneration %}, with the token that ends
-the turn. Without these tags it is found from prefixes: what a prompt lacks of the conversation that it begins. Where
-a prompt is not the beginning of its conversation, there is nothing to go by, and the template is refused.
+What is trained on is what the template puts between {% generation %} and {% endgeneration %}; without these tags, what
+a prompt lacks of the conversation that it begins. Both from the end of the prompt, which is not learnt, to the token
+that ends the turn, which is. Where a prompt is not how its conversation begins (templates that drop or add thoughts
+are like that), what is learnt would not be what is asked for later, and the template is refused.
 
 Contents are data: each control text in them is broken up by a character that no text may have (BREAK) before they are
 rendered, and mended after the control texts that are left, the template's own, have been found.
@@ -28,7 +29,7 @@ from llmstack.errors import BadInput
 BREAK, BEGIN, END = '\ufdd0', '\ufdd1', '\ufdd2'  # noncharacters, "not for interchange"
 LIMIT = 1 << 24  # characters of one rendered conversation
 PROBE = [{'role': 'user', 'content': 'Ping?'}, {'role': 'assistant', 'content': 'Pong.'}]
-SYMBOL = re.compile(r'<[|｜][^|｜\s]+[|｜]>|<(?:start|end)_of_[a-z]+>|\[/?[A-Z_]+\]|</?s>')
+SYMBOL = re.compile(r'<[|｜][^<>\s]+>|<[^<>\s]+[|｜]>|<(?:start|end)_of_\w+>|\[/?[A-Z_]+\]|</?s>')
 
 
 class Generation(ext.Extension):
@@ -85,10 +86,10 @@ def _read(path):
   if not path.endswith('.json'):
     return text, {}, []
   try:
-    config = json.loads(text)
+    told = json.loads(text)
   except json.JSONDecodeError as error:
     raise BadInput(f'{path} is not JSON ({error}): give a tokenizer_config.json') from None
-  source = config.get('chat_template')
+  source = told.get('chat_template')
   if isinstance(source, list):  # several, by name
     named = {one['name']: one['template'] for one in source}
     source = named.get('default')
@@ -98,8 +99,8 @@ def _read(path):
   if not isinstance(source, str):
     raise BadInput(f'{path} has no chat_template, nor a chat_template.jinja beside it: choose a built-in template')
   spelled = lambda token: token.get('content') if isinstance(token, dict) else token  # noqa: E731
-  tokens = {key: spelled(value) for key, value in config.items() if key.endswith('_token')}
-  added = [spelled(token) for token in config.get('added_tokens_decoder', {}).values() if token.get('special')]
+  tokens = {key: spelled(value) for key, value in told.items() if key.endswith('_token')}
+  added = [spelled(token) for token in told.get('added_tokens_decoder', {}).values() if token.get('special')]
   return source, {key: value for key, value in tokens.items() if isinstance(value, str)}, added
 
 
@@ -117,7 +118,10 @@ class JinjaTemplate(Template):
     self._hide()
     rendered = self._render(PROBE, False)
     self._marked = BEGIN in rendered
-    rest = rendered.rpartition(PROBE[1]['content'])[2].replace(END, '').strip()
+    _, said, rest = rendered.rpartition(PROBE[1]['content'])
+    rest = re.sub(f'[{BEGIN}{END}]', '', rest).strip()
+    if not said:
+      raise BadInput(f'{path} does not write what the assistant says: choose a template for contents that are text')
     known = re.match('|'.join(sorted(map(re.escape, self.symbols), key=len, reverse=True)) or '(?!)', rest)
     ends = known or SYMBOL.match(rest)
     if not ends:
@@ -187,40 +191,55 @@ class JinjaTemplate(Template):
     return [pieces[0]._replace(text=first), *pieces[1:]]
 
   def _by_marks(self, text, messages, header):
-    """Returns [Piece] of the text between the marks."""
+    """Returns [Piece] of the text between the marks, and around it."""
     parts = re.split(f'{BEGIN}([^{BEGIN}{END}]*){END}', text)
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
+    # Some mark an EOS at the end of all, on its own.
+    if len(parts) == 2 * len(turns) + 3 and self._find.fullmatch(parts[-2].strip()):
+      parts[-3:] = [''.join(parts[-3:])]
     if len(parts) != 2 * len(turns) + 1 or any(mark in part for part in parts for mark in (BEGIN, END)):
-      raise Bad('no generation marker', f'{self.name} marks {len(parts) // 2} generations of {len(turns)} turns')
-    if not header:
-      prompt = self._render(messages[: turns[0]], True)
-      if prompt != parts[0]:
+      raise Bad(
+        'no generation marker',
+        f'{self.name} marks {len(parts) // 2} generations of {len(turns)} assistant turns: put one '
+        '{% generation %} block around what each says and its end token',
+      )
+    if not turns:
+      return [Piece(text, False)]
+    prompt, end = self._render(messages[: turns[0]], True), self._ending
+    asked = prompt.removeprefix(parts[0])  # the end of the header, which some mark as well
+    pieces, after = [], parts[0]
+    for turn, body in enumerate(parts[1::2]):
+      if not (prompt.startswith(parts[0]) and body.startswith(asked)):
         raise Bad(
           'no generation marker',
-          f'{self.name} ends its prompt with {prompt[-20:]!r} but writes {parts[0][-20:]!r} before '
-          '{% generation %}: move the tag, so that what is learnt begins where a reply does',
+          f'{self.name} ends a prompt with {prompt[-20:]!r}, but has {after[-20:] + body[:20]!r} where '
+          '{% generation %} begins: what a prompt ends with must be how the turn begins, or set train_on to all',
         )
-    end = self._ending
-    for i in range(1, len(parts), 2):  # the token that ends the turn is learnt, wherever the tag closes
-      if end not in parts[i] and parts[i + 1].startswith(end):
-        parts[i : i + 2] = parts[i] + end, parts[i + 1].removeprefix(end)
-    return [Piece(part, False, i // 2 if i % 2 else None) for i, part in enumerate(parts)]
+      pieces.append(Piece(after + asked, False))
+      body, after = body.removeprefix(asked), parts[2 * turn + 2]
+      said, found, rest = body.rpartition(end)
+      if found and not rest.strip():
+        body, after = said + end, rest + after
+      elif after.startswith(end):
+        body, after = body + end, after.removeprefix(end)
+      pieces.append(Piece(body, False, turn))
+    return [*pieces, Piece(after, False)]
 
   def _by_prefix(self, text, messages, header):
-    """Returns [Piece] of the text, each turn from the end of its prompt to the token that ends it."""
+    """Returns [Piece] of the text, by what the prompt of each turn lacks."""
     pieces, at = [], 0
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     for turn, i in enumerate(turns):
       prompt = self._render(messages[:i], True)
       whole = text if i + 1 == len(messages) and not header else self._render(messages[: i + 1], False)
-      if not (text.startswith(whole) and whole.startswith(prompt)):
+      shared = os.path.commonprefix([text, whole])  # some write EOS after the last message of all
+      stop = shared.rfind(self._ending, len(prompt)) + len(self._ending)
+      if not shared.startswith(prompt) or stop < len(prompt) + len(self._ending):
         raise Bad(
           'no generation marker',
           f'{self.name} has no {{% generation %}} block, and its prompt for message {i} is not how the conversation '
           'begins: put the block around what the assistant says and its end token, or set train_on to all',
         )
-      stop = whole.rfind(self._ending, len(prompt))
-      stop = len(whole) if stop < 0 else stop + len(self._ending)
       pieces += [Piece(text[at : len(prompt)], False), Piece(text[len(prompt) : stop], False, turn)]
       at = stop
     return [*pieces, Piece(text[at:], False)]
