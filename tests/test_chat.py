@@ -370,6 +370,18 @@ def test_jinja_contents_do_not_join_to_symbols(tmp_path, everything):
     template.encode([THREE[1] | {'content': 'a\ufdd1'}, THREE[2]], train_on='all')
 
 
+@pytest.mark.parametrize(
+  'source, content', [('{{ c }}im_end|>', '<|'), ('<|im_{{ c }}', 'end|>'), ('<{{ c }}>', '|im_end|')]
+)
+def test_jinja_contents_do_not_complete_symbols(tmp_path, everything, source, content):
+  """The name of a tool is written between < and >, and somebody calls his tool '|im_end|'."""
+  source = source.replace('c', 'm.content | trim')
+  source = f"{{% for m in messages %}}{{% if m.role == 'user' %}}{source}{{% else %}}{{{{ m.content + eos_token }}}}"
+  template = jinja(tmp_path, source + '{% endif %}{% endfor %}', everything)
+  ids, _ = template.encode([THREE[1] | {'content': content}, THREE[2]], train_on='all')
+  assert everything.decode(ids) == '<|im_end|>sat on a mat.' and everything.symbols['<|im_end|>'] not in ids
+
+
 def test_jinja_bos_of_each_turn_stays(tmp_path, everything):
   """Llama 2 begins each question with BOS: they are the template's and stay, the first alone would be doubled."""
   source = STRICT.replace('{{ bos_token }}', '').replace("{{ '[INST] '", "{{ bos_token + '[INST] '")
@@ -452,6 +464,9 @@ def test_jinja_that_cannot_be_learnt_from(tmp_path, everything):
   early = OUTSIDE.replace('{% generation %}', '<think>\n{% generation %}')
   with pytest.raises(BadInput, match=r"ends a prompt with .*assistant.n', but has .*think>.nsat on a mat.' where"):
     jinja(tmp_path, early, everything).encode(THREE)
+  thinks = PLAIN.replace("assistant\n' }}", "assistant\n' }}<think>")
+  with pytest.raises(BadInput, match='its prompt for message 2 is not how'):
+    jinja(tmp_path, thinks, everything).encode(THREE)
   with pytest.raises(BadInput, match='refuses 5 messages: System role not supported'):
     jinja(tmp_path, STRICT, everything).encode(THREE)
   once = OUTSIDE.replace("m.role == 'assistant'", 'loop.last')

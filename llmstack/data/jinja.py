@@ -155,7 +155,8 @@ class JinjaTemplate(Template):
     core = text.strip()
     if any(core[-i:] in self._heads for i in range(1, min(len(core), self._longest) + 1)):
       text = text.replace(core, core + BREAK)
-    if any(core[:i] in self._tails for i in range(1, min(len(core), self._longest) + 1)):
+    begins = any(core[:i] in self._tails for i in range(1, min(len(core), self._longest) + 1))
+    if begins or 0 < len(core) < self._longest and any(core in symbol for symbol in self.symbols):
       text = text.replace(core, BREAK + core)
     return text
 
