@@ -371,7 +371,7 @@ def test_jinja_contents_do_not_join_to_symbols(tmp_path, everything):
 
 
 @pytest.mark.parametrize(
-  'source, content', [('{{ c }}im_end|>', '<|'), ('<|im_{{ c }}', 'end|>'), ('<{{ c }}>', '|im_end|')]
+  'source, content', [('{{ c }}im_end|>', '<|'), ('<|im_{{ c }} ', 'end|> x'), ('<{{ c }}>', '|im_end|')]
 )
 def test_jinja_contents_do_not_complete_symbols(tmp_path, everything, source, content):
   """The name of a tool is written between < and >, and somebody calls his tool '|im_end|'."""
@@ -379,7 +379,10 @@ def test_jinja_contents_do_not_complete_symbols(tmp_path, everything, source, co
   source = f"{{% for m in messages %}}{{% if m.role == 'user' %}}{source}{{% else %}}{{{{ m.content + eos_token }}}}"
   template = jinja(tmp_path, source + '{% endif %}{% endfor %}', everything)
   ids, _ = template.encode([THREE[1] | {'content': content}, THREE[2]], train_on='all')
-  assert everything.decode(ids) == '<|im_end|>sat on a mat.' and everything.symbols['<|im_end|>'] not in ids
+  assert (
+    everything.decode(ids) in ('<|im_end|>sat on a mat.', '<|im_end|> x sat on a mat.')
+    and everything.symbols['<|im_end|>'] not in ids
+  )
 
 
 def test_jinja_bos_of_each_turn_stays(tmp_path, everything):
