@@ -71,11 +71,14 @@ def spec(letters):
 def letters_of(path):
   """Returns the letters of the parameter at `path`, e.g. ('layers', 'wq', 'w') -> 'LDNH'.
 
+  A low-rank adapter {a, b} lies beside its weight: 'LDR' and 'LRNH'.
+
   Raises: KeyError for a role that AXES does not know; it is never silently replicated.
   """
   *scope, role, leaf = path
   ins, outs = AXES[role].split('->')
-  return ('L' if 'layers' in scope else '') + (ins + outs if leaf == 'w' else outs)
+  letters = {'w': ins + outs, 'a': ins + 'R', 'b': 'R' + outs}.get(leaf, outs)
+  return ('L' if 'layers' in scope else '') + letters
 
 
 def keys(path):

@@ -3,9 +3,10 @@
 from llmstack.model.cache import allocate
 from llmstack.model.config import ModelConfig, describe, described, parameters, train_flops_per_token
 from llmstack.model.kernels import check as check_attention
+from llmstack.model.lora import Lora, adapter_parameters, combine, init_adapters, merge, unmerge
 from llmstack.model.transformer import forward, init, ready, unembed
 
 __all__ = [
-  'ModelConfig', 'allocate', 'check_attention', 'describe', 'described', 'forward', 'init', 'parameters',
-  'ready', 'train_flops_per_token', 'unembed',
+  'Lora', 'ModelConfig', 'adapter_parameters', 'allocate', 'check_attention', 'combine', 'describe', 'described',
+  'forward', 'init', 'init_adapters', 'merge', 'parameters', 'ready', 'train_flops_per_token', 'unembed', 'unmerge',
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""The one linear layer: every matmul with a weight of the model goes through it."""
+"""The one linear layer: every matmul with a weight of the layers goes through it, adapted or not."""
 
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from llmstack.sharding import AXES
@@ -11,7 +12,9 @@ from llmstack.sharding import AXES
 class Linear(nn.Module):
   """Returns x @ w (+ bias), contracted as AXES[name] says: 'wq' is 'BTD,DNH->BTNH'.
 
-  Parameters `w` and `bias` are float32; the product is in `dtype`. In place of `w` there may be `wt` (`transposed`).
+  Parameters `w` and `bias` are float32; the product is in `dtype`. In place of `w` there may be `wt` (`transposed`),
+  and beside it a low-rank adapter (model/lora.py): a [*inputs, R] and b [R, *outputs] add (x @ a) @ b, and with `key`
+  and `rate` x is dropped out before that.
   """
 
   sizes: dict  # letter -> size
@@ -25,15 +28,42 @@ class Linear(nn.Module):
     shape = [self.sizes[c] for c in ins + outs]
     # One 2-D matmul: XLA's CPU backend is slower on the same product with more free axes.
     fan_in = math.prod(shape[: len(ins)])
-    if self.has_variable('params', 'wt'):
-      w = self.get_variable('params', 'wt').T
+    rows = x.reshape(-1, fan_in)
+    own = self.variables.get('params', {})
+    if 'wt' in own:
+      w = own['wt'].T
     else:
       w = self.param('w', nn.initializers.normal(self.std), shape, jnp.float32).reshape(fan_in, -1)
-    y = x.reshape(-1, fan_in) @ w.astype(self.dtype)
+    y = rows @ w.astype(self.dtype)
+    if 'a' in own:
+      y += adapt(rows, own)
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, shape[len(ins) :], jnp.float32)
       y += bias.astype(self.dtype).reshape(1, -1)
     return y.reshape(*x.shape[:2], *shape[len(ins) :])
+
+
+def factors(own):
+  """Returns the matrices [inputs, R] and [R, outputs] of an adapter."""
+  rank = own['a'].shape[-1]
+  return own['a'].reshape(-1, rank), own['b'].reshape(rank, -1)
+
+
+def adapt(rows, own):
+  """Returns (rows @ a) @ b in the dtype of rows [B*T, inputs], which are dropped out where there is a key."""
+  a, b = (x.astype(rows.dtype) for x in factors(own))
+  if 'key' in own:
+    kept = jax.random.bernoulli(own['key'], 1 - own['rate'], rows.shape)
+    rows = jnp.where(kept, rows / (1 - own['rate']), 0).astype(rows.dtype)
+  return (rows @ a) @ b
+
+
+def merged(own):
+  """Returns the parameters of a Linear with its adapter, if it has one, added to `w` in float32; no dropout."""
+  if 'a' not in own:
+    return own
+  delta = jnp.matmul(*factors(own), precision='highest')
+  return {k: v for k, v in own.items() if k == 'bias'} | {'w': own['w'] + delta.reshape(own['w'].shape)}
 
 
 def transposed(role, params):

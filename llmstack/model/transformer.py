@@ -12,7 +12,6 @@ same to parameters, for whoever calls `forward` in a loop: slicing them anew for
 
 import dataclasses
 import functools
-import operator
 
 import flax.linen as nn
 import jax
@@ -21,9 +20,9 @@ import jax.numpy as jnp
 from llmstack.model.attention import Attention
 from llmstack.model.config import ModelConfig
 from llmstack.model.layers import MLP, Norm, dropout, rotations
-from llmstack.model.linear import transposed
+from llmstack.model.linear import merged, transposed
 from llmstack.shapes import check
-from llmstack.sharding import constrain, keys
+from llmstack.sharding import constrain
 
 
 class Block(nn.Module):
@@ -130,23 +129,24 @@ def unroll(cfg, params):
 def ready(cfg, params, rows):
   """Returns parameters as decoding `rows` sequences reads them best; the results are the same but for rounding.
 
-  A list over layers in place of the leading L, weights in cfg.dtype, and for a single row on a CPU those of the layers
-  and of the head transposed (linear.py). Parameters that are ready are returned as they are.
+  A list over layers in place of the leading L, adapters merged (in float32, and without dropout), weights in cfg.dtype,
+  and for a single row on a CPU those of the layers and of the head transposed (linear.py). Parameters that are ready
+  are returned as they are.
   """
   if isinstance(params['layers'], list):
     return params
-  cast = lambda path, x: x.astype(cfg.dtype) if keys(path)[-1] == 'w' else x  # noqa: E731
-  params = jax.tree_util.tree_map_with_path(cast, params)
-  if rows > 1 or jax.default_backend() != 'cpu':
-    return params | {'layers': unroll(cfg, params)}
+  turned = rows == 1 and jax.default_backend() == 'cpu'
 
-  def turn(name, scope):
+  def best(name, scope):
     if not isinstance(scope, dict):
       return scope
-    return transposed(name, scope) if 'w' in scope else {k: turn(k, v) for k, v in scope.items()}
+    if 'w' not in scope:
+      return {k: best(k, v) for k, v in scope.items()}
+    scope = merged(scope)
+    scope = scope | {'w': scope['w'].astype(cfg.dtype)}
+    return transposed(name, scope) if turned and 'embed' not in name else scope
 
-  layers = [turn('', layer) for layer in unroll(cfg, params)]
-  return {k: v if 'embed' in k else turn(k, v) for k, v in params.items()} | {'layers': layers}
+  return best('', params | {'layers': None}) | {'layers': [best('', layer) for layer in unroll(cfg, params)]}
 
 
 def unembed(cfg, params, hidden):
@@ -160,13 +160,20 @@ def unembed(cfg, params, hidden):
   return logits if cfg.logit_softcap is None else cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack(tree, n):
-  """Returns n trees from one with a leading axis of n; the gradient is stacked once, not padded n times."""
-  return [jax.tree.map(operator.itemgetter(i), tree) for i in range(n)]
+  """Returns n trees from one with a leading axis of n.
+
+  Leaf by leaf, so that one that has no gradient (a frozen weight, an integer, a key) costs none.
+  """
+  leaves, shape = jax.tree.flatten(tree)
+  rows = [split(x, n) if jnp.issubdtype(x.dtype, jnp.inexact) else list(x) for x in leaves]
+  return [jax.tree.unflatten(shape, row) for row in zip(*rows)]
 
 
-unstack.defvjp(
-  lambda tree, n: (unstack(tree, n), None),
-  lambda n, _, grads: (jax.tree.map(lambda *g: jnp.stack(g), *grads),),
-)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def split(x, n):
+  """Returns [x[0], ..., x[n - 1]]; the gradient is stacked once, not padded n times."""
+  return [x[i] for i in range(n)]
+
+
+split.defvjp(lambda x, n: (split(x, n), None), lambda n, _, grads: (jnp.stack(grads),))
