@@ -71,13 +71,15 @@ def spec(letters):
 def letters_of(path):
   """Returns the letters of the parameter at `path`, e.g. ('layers', 'wq', 'w') -> 'LDNH'.
 
-  A low-rank adapter {a, b} lies beside its weight: 'LDR' and 'LRNH'.
+  A low-rank adapter {a, b} lies beside its weight: 'LDR' and 'LRNH'. What a packed weight is stored in ('.', no rule)
+  is on every device: its blocks run across the axes of the matrix.
 
   Raises: KeyError for a role that AXES does not know; it is never silently replicated.
   """
   *scope, role, leaf = path
   ins, outs = AXES[role].split('->')
-  letters = {'w': ins + outs, 'a': ins + 'R', 'b': 'R' + outs}.get(leaf, outs)
+  letters = {'w': ins + outs, 'a': ins + 'R', 'b': 'R' + outs, 'absmax_offset': ''}.get(leaf, outs)
+  letters = '.' if leaf in ('nf4', 'absmax', 'absmax_scale') else letters
   return ('L' if 'layers' in scope else '') + letters
 
 

@@ -3,10 +3,12 @@
 from llmstack.model.cache import allocate
 from llmstack.model.config import ModelConfig, describe, described, parameters, train_flops_per_token
 from llmstack.model.kernels import check as check_attention
-from llmstack.model.lora import Lora, adapter_parameters, combine, init_adapters, merge, unmerge
+from llmstack.model.lora import Lora, adapter_parameters, combine, init_adapters, merge, repack, unmerge
+from llmstack.model.quant import dequantise, nbytes, quantise
 from llmstack.model.transformer import forward, init, ready, unembed
 
 __all__ = [
-  'Lora', 'ModelConfig', 'adapter_parameters', 'allocate', 'check_attention', 'combine', 'describe', 'described',
-  'forward', 'init', 'init_adapters', 'merge', 'parameters', 'ready', 'train_flops_per_token', 'unembed', 'unmerge',
+  'Lora', 'ModelConfig', 'adapter_parameters', 'allocate', 'check_attention', 'combine', 'dequantise', 'describe',
+  'described', 'forward', 'init', 'init_adapters', 'merge', 'nbytes', 'parameters', 'quantise', 'ready', 'repack',
+  'train_flops_per_token', 'unembed', 'unmerge',
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The one linear layer: every matmul with a weight of the layers goes through it, adapted or not."""
+"""The one linear layer: every matmul with a weight of the layers goes through it, adapted, packed or neither."""
 
 import math
 
@@ -6,15 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llmstack.model import quant
 from llmstack.sharding import AXES
 
 
 class Linear(nn.Module):
   """Returns x @ w (+ bias), contracted as AXES[name] says: 'wq' is 'BTD,DNH->BTNH'.
 
-  Parameters `w` and `bias` are float32; the product is in `dtype`. In place of `w` there may be `wt` (`transposed`),
-  and beside it a low-rank adapter (model/lora.py): a [*inputs, R] and b [R, *outputs] add (x @ a) @ b, and with `key`
-  and `rate` x is dropped out before that.
+  Parameters `w` and `bias` are float32; the product is in `dtype`. In place of `w` there may be `wt` (`transposed`) or
+  four bits (model/quant.py), and beside it a low-rank adapter (model/lora.py): a [*inputs, R] and b [R, *outputs] add
+  (x @ a) @ b, and with `key` and `rate` x is dropped out before that.
   """
 
   sizes: dict  # letter -> size
@@ -31,10 +32,13 @@ class Linear(nn.Module):
     rows = x.reshape(-1, fan_in)
     own = self.variables.get('params', {})
     if 'wt' in own:
-      w = own['wt'].T
+      y = rows @ own['wt'].T.astype(self.dtype)
+    elif 'nf4' in own:
+      packed = {k: own[k] for k in quant.LEAVES if k in own}
+      y = quant.multiply(rows, packed, (fan_in, math.prod(shape[len(ins) :])))
     else:
       w = self.param('w', nn.initializers.normal(self.std), shape, jnp.float32).reshape(fan_in, -1)
-    y = rows @ w.astype(self.dtype)
+      y = rows @ w.astype(self.dtype)
     if 'a' in own:
       y += adapt(rows, own)
     if self.bias:
@@ -58,8 +62,9 @@ def adapt(rows, own):
   return (rows @ a) @ b
 
 
-def merged(own):
-  """Returns the parameters of a Linear with its adapter, if it has one, added to `w` in float32; no dropout."""
+def plain(role, own, sizes):
+  """Returns {'w'} (and bias) of one layer's Linear: unpacked, and its adapter added in float32, without dropout."""
+  own = quant.restored(role, own, sizes)
   if 'a' not in own:
     return own
   delta = jnp.matmul(*factors(own), precision='highest')

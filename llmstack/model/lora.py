@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from llmstack.errors import BadInput
+from llmstack.model import quant
 from llmstack.model.linear import factors
 from llmstack.model.transformer import init
 from llmstack.sharding import AXES
@@ -125,8 +126,12 @@ def check(path, base, adapter, lora):
   if a[-1] != lora.rank or b[1] != lora.rank:
     raise BadInput(f'the adapter of {where} has rank {a[-1]}, and lora.rank = {lora.rank}')
   of = a[:-1] + b[2:]
-  if base['w'].shape != of:
-    raise BadInput(f'the adapter of {where} is for a matrix {of}, and this base has {base["w"].shape}: another base')
+  if 'nf4' in base:
+    own, of = base['nf4'].shape, (a[0], -(-math.prod(of[1:]) // quant.BLOCK) * quant.BLOCK // 2)
+  else:
+    own = base['w'].shape
+  if own != of:
+    raise BadInput(f'the adapter of {where} is for a matrix {of}, and this base has {own}: another base')
 
 
 def combine(base, adapters, lora, rng=None):
@@ -146,13 +151,22 @@ def combine(base, adapters, lora, rng=None):
   return join(jax.tree.map(jax.lax.stop_gradient, base), adapters, lora, one)
 
 
-def merge(base, adapters, lora, sign=1):
-  """Returns parameters like the base's, with scale * a b added to each adapted `w` in float32."""
+def delta(adapter, lora, shape):
+  """Returns scale * a b of all layers, float32[shape]."""
+  a, b = jax.vmap(factors)(adapter)
+  return lora.scale * jnp.matmul(a, b, precision='highest').reshape(shape)
 
-  def one(_, own, adapter):
-    a, b = jax.vmap(factors)(adapter)
-    delta = jnp.matmul(a, b, precision='highest').reshape(own['w'].shape)
-    return own | {'w': own['w'] + sign * lora.scale * delta}
+
+def merge(base, adapters, lora, sign=1):
+  """Returns parameters like the base's, with scale * a b added to each adapted `w` in float32.
+
+  Raises: BadInput for a weight in four bits: it is not this function that decides what may be lost (`repack` does).
+  """
+
+  def one(role, own, adapter):
+    if 'nf4' in own:
+      raise BadInput(f'{role} of the base is in four bits: merge into dequantise(cfg, base), or use repack')
+    return own | {'w': own['w'] + sign * delta(adapter, lora, own['w'].shape)}
 
   return join(base, adapters, lora, one)
 
@@ -160,3 +174,23 @@ def merge(base, adapters, lora, sign=1):
 def unmerge(params, adapters, lora):
   """Returns the base that `merge` made `params` from, to a rounding of w + delta: about 1e-7 of the larger."""
   return merge(params, adapters, lora, sign=-1)
+
+
+def repack(cfg, base, adapters, lora):
+  """Returns (the packed base with the adapter in it, what that lost): the adapter is added to the unpacked weight.
+
+  Lost is {role: float32[L]}, the error of packing the sum over the size of the adapter's own scale * a b, Frobenius
+  norms. From 1 on more is lost than was learnt: keep the adapter beside the base, or the merged weight unpacked.
+  """
+  lost = {}
+
+  def one(role, own, adapter):
+    unpack = jax.vmap(lambda own: quant.restored(role, own, cfg.sizes)['w'])
+    w = unpack(own)
+    change = delta(adapter, lora, w.shape)
+    packed = own | jax.lax.map(lambda w: quant.pack(w, 'absmax_scale' in own), w + change)
+    norm = lambda x: jnp.linalg.norm(x.reshape(len(x), -1), axis=1)  # noqa: E731
+    lost[role] = norm(unpack(packed) - w - change) / norm(change)
+    return packed
+
+  return join(base, adapters, lora, one), lost

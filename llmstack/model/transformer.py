@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from llmstack.model.attention import Attention
 from llmstack.model.config import ModelConfig
 from llmstack.model.layers import MLP, Norm, dropout, rotations
-from llmstack.model.linear import merged, transposed
+from llmstack.model.linear import plain, transposed
 from llmstack.shapes import check
 from llmstack.sharding import constrain
 
@@ -129,9 +129,9 @@ def unroll(cfg, params):
 def ready(cfg, params, rows):
   """Returns parameters as decoding `rows` sequences reads them best; the results are the same but for rounding.
 
-  A list over layers in place of the leading L, adapters merged (in float32, and without dropout), weights in cfg.dtype,
-  and for a single row on a CPU those of the layers and of the head transposed (linear.py). Parameters that are ready
-  are returned as they are.
+  A list over layers in place of the leading L, packed weights unpacked and adapters merged (in float32, and without
+  dropout), weights in cfg.dtype, and for a single row on a CPU those of the layers and of the head transposed
+  (linear.py). Parameters that are ready are returned as they are.
   """
   if isinstance(params['layers'], list):
     return params
@@ -140,9 +140,9 @@ def ready(cfg, params, rows):
   def best(name, scope):
     if not isinstance(scope, dict):
       return scope
-    if 'w' not in scope:
+    if 'w' not in scope and 'nf4' not in scope:
       return {k: best(k, v) for k, v in scope.items()}
-    scope = merged(scope)
+    scope = plain(name, scope, cfg.sizes)
     scope = scope | {'w': scope['w'].astype(cfg.dtype)}
     return transposed(name, scope) if turned and 'embed' not in name else scope
 
