@@ -3,7 +3,6 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import batch, close, model, replace, sequence, weights
@@ -101,14 +100,8 @@ def test_only_adapters_learn_and_no_weight_is_kept_unpacked():
   scanned = replace(cfg, scan=True)
   grad = jax.jit(jax.grad(lambda x, base: nll(scanned, combine(base, x, LORA), b)))
   close(grad(adapters, base), grad(adapters, dequantise(cfg, base)), 2e-5)
-
-  def moved(scale):
-    own = base['layers']['attn'] | {'wq': base['layers']['attn']['wq'] | {'absmax_scale': scale}}
-    return loss(adapters, base | {'layers': base['layers'] | {'attn': own}})
-
-  assert not np.any(jax.grad(moved)(base['layers']['attn']['wq']['absmax_scale']))
   kept = lambda base: {  # noqa: E731
-    x.shape for x in jax.tree.leaves(jax.vjp(lambda x: loss(x, base), adapters)[1]) if x.dtype == jnp.float32
+    x.shape for x in jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(lambda x: loss(x, base), x)[1], adapters))
   }
   weight = {(cfg.width, cfg.ff), (cfg.ff, cfg.width)}
   assert weight <= kept(dequantise(cfg, base)) and not weight & kept(base)
@@ -118,18 +111,19 @@ def test_merging_into_four_bits_says_what_it_loses():
   """The adapter vanishes in the rounding without a word (peft#2321, #2105, #1043, transformers#31293): it is added to
   the dequantised weight, and what packing the sum again loses is measured against what was learnt."""
   cfg = model('llama_tiny')
-  base, adapters = quantise(weights(cfg), ROLES), adapted(cfg)
+  lora = replace(LORA, targets=('wk', 'w_up'))
+  base, adapters = quantise(weights(cfg), ROLES), adapted(cfg, lora)
   with pytest.raises(BadInput, match='wk of the base is in four bits'):
-    merge(base, adapters, LORA)
-  want = merge(dequantise(cfg, base), adapters, LORA)
+    merge(base, adapters, lora)
+  want = merge(dequantise(cfg, base), adapters, lora)
   losses = []
   for size in (0.01, 1, 100):
     some = jax.tree.map(lambda x: x * size**0.5, adapters)  # noqa: B023
-    again, lost = repack(cfg, base, some, LORA)
-    assert set(lost) == set(ROLES) and lost['wq'].shape == (cfg.layers,)
-    losses.append(float(lost['wq'][0]))
+    again, lost = repack(cfg, base, some, lora)
+    assert set(lost) == {'wk', 'w_up'} and lost['wk'].shape == (cfg.layers,)
+    losses.append(float(lost['wk'][0]))
   assert losses[0] > 1 > losses[1] > losses[2] and 0.05 < losses[2] < 0.15
-  again, lost = repack(cfg, base, adapters, LORA)
+  again, lost = repack(cfg, base, adapters, lora)
   assert jax.tree.map(lambda x: x.dtype, again) == jax.tree.map(lambda x: x.dtype, base)
   own = dequantise(cfg, again)['layers']['mlp']['w_up']['w'] - want['layers']['mlp']['w_up']['w']
   delta = want['layers']['mlp']['w_up']['w'] - dequantise(cfg, base)['layers']['mlp']['w_up']['w']
