@@ -11,7 +11,6 @@ Source: LoRA, Hu et al. 2021 (2106.09685), initialisation as in PEFT; rsLoRA, Ka
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -54,7 +53,6 @@ class Lora:
     return self.alpha / (self.rank**0.5 if self.rs else self.rank)
 
 
-@functools.cache
 def shapes(cfg, lora):
   """Returns the adapters as ShapeDtypeStructs: a float32[L, *inputs, R], b float32[L, R, *outputs].
 
