@@ -5,16 +5,20 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from helpers import batch, close, model, replace, sequence, weights
+from helpers import batch, close, model, replace, weights
 from test_lora import LORA, adapted, logits, nll
 
 from llmstack import sharding
 from llmstack.errors import BadInput
-from llmstack.model import allocate, combine, dequantise, forward, merge, nbytes, quantise, ready, repack
+from llmstack.model import combine, dequantise, merge, nbytes, quantise, ready, repack
 from llmstack.model.lora import ROLES
 from llmstack.model.quant import pack, unpack
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden' / 'nf4.npz')
+
+
+pack = jax.jit(pack, static_argnums=1)
+unpack = jax.jit(unpack, static_argnums=1)
 
 
 def unpacked(w, double):
@@ -70,7 +74,7 @@ def test_bytes():
   assert 'w' in quantise(base, ('wq',))['layers']['attn']['wk']
 
 
-@pytest.mark.parametrize('double', [False, True])
+@pytest.mark.parametrize('double', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_packed_model_is_the_dequantised_one(double):
   """A layer reads another's absmax, blocks are cut along another axis than they were packed, or decoding differs."""
   cfg = model('gpt2_tiny') if double else model('llama_tiny')  # one with biases
@@ -80,9 +84,6 @@ def test_the_packed_model_is_the_dequantised_one(double):
   run = jax.jit(logits, static_argnums=0)
   for how in (cfg, replace(cfg, scan=True, dtype='bfloat16')):
     np.testing.assert_array_equal(run(how, packed, b), run(how, plain, b))
-  tokens, at, ones = sequence(2, 9)
-  cached = jax.jit(lambda p: forward(cfg, p, tokens, at, ones, cache=allocate(cfg, 2, 9))[0])
-  np.testing.assert_array_equal(cached(packed), cached(plain))
   made = jax.jit(ready, static_argnums=(0, 2))
   for rows in (1, 2):
     jax.tree.map(np.testing.assert_array_equal, made(cfg, packed, rows), made(cfg, plain, rows))
@@ -116,14 +117,14 @@ def test_merging_into_four_bits_says_what_it_loses():
   with pytest.raises(BadInput, match='wk of the base is in four bits'):
     merge(base, adapters, lora)
   want = merge(dequantise(cfg, base), adapters, lora)
-  losses = []
+  merging, losses = jax.jit(lambda base, x: repack(cfg, base, x, lora)), []
   for size in (0.01, 1, 100):
     some = jax.tree.map(lambda x: x * size**0.5, adapters)  # noqa: B023
-    again, lost = repack(cfg, base, some, lora)
+    again, lost = merging(base, some)
     assert set(lost) == {'wk', 'w_up'} and lost['wk'].shape == (cfg.layers,)
     losses.append(float(lost['wk'][0]))
   assert losses[0] > 1 > losses[1] > losses[2] and 0.05 < losses[2] < 0.15
-  again, lost = repack(cfg, base, adapters, lora)
+  again, lost = merging(base, adapters)
   assert jax.tree.map(lambda x: x.dtype, again) == jax.tree.map(lambda x: x.dtype, base)
   own = dequantise(cfg, again)['layers']['mlp']['w_up']['w'] - want['layers']['mlp']['w_up']['w']
   delta = want['layers']['mlp']['w_up']['w'] - dequantise(cfg, base)['layers']['mlp']['w_up']['w']
