@@ -183,12 +183,12 @@ def repack(cfg, base, adapters, lora):
   lost = {}
 
   def one(role, own, adapter):
-    unpack = jax.vmap(lambda own: quant.restored(role, own, cfg.sizes)['w'])
-    w = unpack(own)
+    unpacked = lambda own: quant.restored(role, own, cfg.sizes, quant.unpack_layers)['w']  # noqa: E731
+    w = unpacked(own)
     change = delta(adapter, lora, w.shape)
-    packed = own | jax.lax.map(lambda w: quant.pack(w, 'absmax_scale' in own), w + change)
+    packed = own | quant.pack_layers(w + change, 'absmax_scale' in own)
     norm = lambda x: jnp.linalg.norm(x.reshape(len(x), -1), axis=1)  # noqa: E731
-    lost[role] = norm(unpack(packed) - w - change) / norm(change)
+    lost[role] = norm(unpacked(packed) - w - change) / norm(change)
     return packed
 
   return join(base, adapters, lora, one), lost

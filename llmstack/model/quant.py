@@ -100,12 +100,29 @@ def multiply_backward(shape, packed, grad):
 multiply.defvjp(lambda rows, packed, shape: (multiply(rows, packed, shape), packed), multiply_backward)
 
 
-def restored(role, own, sizes):
-  """Returns one layer's Linear parameters with float32 `w`, unpacked if it was packed. sizes: letter -> size."""
+def restored(role, own, sizes, unpack=unpack):
+  """Returns the parameters of a Linear with float32 `w`, unpacked if it was packed. sizes: letter -> size.
+
+  unpack: of one layer, or `unpack_layers`.
+  """
   if 'nf4' not in own:
     return own
-  shape = [sizes[c] for c in AXES[role].replace('->', '')]
-  return {k: v for k, v in own.items() if k not in LEAVES} | {'w': unpack(own, shape)}
+  shape = tuple(sizes[c] for c in AXES[role].replace('->', ''))
+  rest = {k: v for k, v in own.items() if k not in LEAVES}
+  return rest | {'w': unpack({k: own[k] for k in LEAVES if k in own}, shape)}
+
+
+# Jitted, as `forward` is: a fused multiply-add rounds the absmax otherwise than the two by themselves.
+@functools.partial(jax.jit, static_argnums=1)
+def unpack_layers(own, shape):
+  """Returns float32[L, *shape]."""
+  return jax.vmap(lambda own: unpack(own, shape))(own)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def pack_layers(w, double):
+  """Returns the leaves of all layers, made one layer at a time."""
+  return jax.lax.map(lambda w: pack(w, double), w)
 
 
 def walk(tree, one):
@@ -126,8 +143,7 @@ def quantise(params, targets, double=True):
     if role not in targets or 'w' not in own:
       return own
     found.add(role)
-    packed = jax.jit(lambda w: jax.lax.map(lambda x: pack(x, double), w))(own['w'])
-    return {k: v for k, v in own.items() if k != 'w'} | packed
+    return {k: v for k, v in own.items() if k != 'w'} | pack_layers(own['w'], double)
 
   out = params | {'layers': walk(params['layers'], one)}
   if missing := [role for role in targets if role not in found]:
@@ -137,9 +153,7 @@ def quantise(params, targets, double=True):
 
 def dequantise(cfg, params):
   """Returns params with every packed weight in float32, as `forward` multiplies with it."""
-  # Jitted, as `forward` is: a fused multiply-add rounds the absmax otherwise than the two by themselves.
-  one = lambda role, own: jax.jit(jax.vmap(lambda own: restored(role, own, cfg.sizes)))(own)  # noqa: E731
-  return params | {'layers': walk(params['layers'], one)}
+  return params | {'layers': walk(params['layers'], lambda role, own: restored(role, own, cfg.sizes, unpack_layers))}
 
 
 def nbytes(params):
