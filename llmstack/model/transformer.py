@@ -131,7 +131,8 @@ def ready(cfg, params, rows):
 
   A list over layers in place of the leading L, packed weights unpacked and adapters merged (in float32, and without
   dropout), weights in cfg.dtype, and for a single row on a CPU those of the layers and of the head transposed
-  (linear.py). Parameters that are ready are returned as they are.
+  (linear.py). Parameters that are ready are returned as they are. In bfloat16 a merged weight is rounded as a whole:
+  the part of an adapter's update that is smaller than that is lost, which `forward` on combined parameters keeps.
   """
   if isinstance(params['layers'], list):
     return params
