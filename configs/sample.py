@@ -15,6 +15,7 @@ def get_config():
   c.seed = 0
   c.step = config_dict.placeholder(int)  # None takes the newest
   c.prompt = 'Once upon a time'
+  c.chat = config_dict.placeholder(str)  # None continues the prompt; llmstack | chatml | ...: a user's message
   c.interactive = False  # read prompts from standard input and stream the answers
   c.samples = 1  # completions of the prompt
   c.new_tokens = config_dict.placeholder(int)  # at most; None fills model.length

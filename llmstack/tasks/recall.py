@@ -10,14 +10,8 @@ from llmstack import errors, metrics, sharding
 from llmstack.data import world
 from llmstack.errors import BadInput
 from llmstack.model import parameters
+from llmstack.tasks.evaluate import wilson
 from llmstack.tasks.sample import complete, load
-
-
-def wilson(hits, n):
-  """Returns the 95 % interval of a proportion. Source: Wilson 1927."""
-  z, p = 1.96, hits / n
-  middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def run(config, workdir):
