@@ -248,13 +248,14 @@ def collect(workdirs, now=None):
   }
 
 
-def fill(name, title, data):
+def fill(name, title, data, *, own_style=False):
   """Returns the page whose body is <name>.html and whose script is <name>.js, about `data`, which has 'made'.
 
-  No request leaves it, and no text in it can become markup.
+  own_style: whether there is <name>.css, too. No request leaves it, and no text in it can become markup.
   """
   asset = lambda file: (importlib.resources.files('llmstack.report') / file).read_text(encoding='utf-8')  # noqa: E731
   style, script = asset('page.css'), asset('draw.js') + asset(f'{name}.js')
+  style += asset(f'{name}.css') if own_style else ''
   # Only these two hashes may style and run, and nothing may be fetched, whatever a sample says.
   sha = lambda text: "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"  # noqa: E731
   text = json.dumps(data, separators=(',', ':'), allow_nan=False, ensure_ascii=False)
