@@ -15,6 +15,7 @@ import textwrap
 import time
 import unicodedata
 
+import jax
 import numpy as np
 
 from llmstack import report, sharding
@@ -24,8 +25,9 @@ from llmstack.report.build import label
 from llmstack.report.compared import level
 from llmstack.tasks.evaluate import Model
 from llmstack.tasks.inspect import visible
-from llmstack.tasks.sample import asked, complete_ids, seed_range, template_for
+from llmstack.tasks.sample import asked, complete_ids, endings, seed_range, template_for
 
+TOKENS = 64  # of an answer, at most
 TOP = 5  # alternatives shown for a token
 COLUMN = 36  # characters; narrower columns are not read
 # Of the 256 colours of a terminal, from likely to unlikely: blue to orange, which no colour blindness mixes up.
@@ -43,7 +45,7 @@ def flags(argv):
   parser.add_argument('workdir', nargs='+', help='the --workdir of a training run')
   parser.add_argument('--prompt', action='append', required=True, help='text to go on from; may be given several times')
   parser.add_argument('--chat', help='template in which the prompt is a message: llmstack, chatml, a file ...')
-  parser.add_argument('--new-tokens', type=int, default=64, help='at most, per answer')
+  parser.add_argument('--new-tokens', type=int, help=f'at most; by default {TOKENS}, or what a model has room for')
   parser.add_argument('--temperature', type=float, default=0.0, help='0, the default, takes the likeliest token')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--html', help='page to write')
@@ -51,7 +53,7 @@ def flags(argv):
   given = parser.parse_args(argv)
   if any(not p.strip() for p in given.prompt):
     raise BadInput('--prompt is empty: give the text that the checkpoints answer')
-  if given.new_tokens < 1:
+  if given.new_tokens is not None and given.new_tokens < 1:
     raise BadInput(f'--new-tokens {given.new_tokens} must be at least 1')
   seed_range(given.seed, len(given.prompt))
   if given.html is not None:
@@ -61,18 +63,15 @@ def flags(argv):
   return given
 
 
-def named(tokenizer, i):
-  """Returns what is shown for an id without text: control tokens, bytes of a character."""
-  return {tokenizer.bos: '<bos>', tokenizer.eos: '<eos>'}.get(i, f'<{i}>')
-
-
 def spelled(tokenizer, before, ids):
-  """Returns [(text, special)] of ids that follow `before`: the texts join to the answer, special ones have none."""
-  stream, out = tokenizer.stream(), []
+  """Returns [(text, special)] of ids that follow `before`: plain texts join to the answer, control tokens are named."""
+  stream, names = tokenizer.stream(), {i: text for text, i in tokenizer.symbols.items()}
   stream.feed(before)
+  out = []
   for i in ids:
-    text = stream.feed(i)
-    out.append((text, False) if text else (named(tokenizer, i), True))
+    text = '' if i in names else stream.feed(i)
+    # The first bytes of a character have no text yet, ids past the tokenizer's vocabulary never.
+    out.append((text, False) if text else (names.get(i, f'<{i}>'), True))
   return out
 
 
@@ -80,8 +79,7 @@ def alternative(tokenizer, before, i):
   """Returns how one id would be written behind others; a leading space stays where a model strips it at the start."""
   head = tokenizer.decode(before[-8:])
   text = tokenizer.decode([*before[-8:], i])
-  text = text[len(head) :] if text.startswith(head) else tokenizer.decode([i])
-  return text or named(tokenizer, i)
+  return (text[len(head) :] if text.startswith(head) else tokenizer.decode([i])) or spelled(tokenizer, [], [i])[0][0]
 
 
 class Answer:
@@ -98,12 +96,13 @@ def answers(models, names, prompts, given):
   """Returns [[Answer per model] per prompt]. Raises: BadInput, with the workdir, for a prompt that does not fit."""
   out = [[] for _ in prompts]
   for model, name in zip(models, names):
-    template = template_for(given.chat, model.tokenizer)
-    ids = [template.prompt(asked(p)) if template else model.tokenizer.prompt(p) for p in prompts]
-    stops = template.stops if template else [model.tokenizer.eos]
     try:
+      template = template_for(given.chat, model.tokenizer)
+      ids = [template.prompt(asked(p)) if template else model.tokenizer.prompt(p) for p in prompts]
+      stops = endings(model.tokenizer, template and template.stops)
+      room = min(TOKENS, max(1, model.cfg.length - max(map(len, ids))))
       texts = complete_ids(
-        model.cfg, model.params, model.tokenizer, ids, mesh=model.mesh, new_tokens=given.new_tokens,
+        model.cfg, model.params, model.tokenizer, ids, mesh=model.mesh, new_tokens=given.new_tokens or room,
         seeds=range(given.seed, given.seed + len(ids)), eos=template and template.stops, temperature=given.temperature,
       )  # fmt: skip
     except BadInput as e:
@@ -122,10 +121,10 @@ def under(model, answer, prompt, chat):
   if model.tokenizer.fingerprint == answer.author.tokenizer.fingerprint:
     return answer.ids + answer.said, len(answer.ids), False
   template = template_for(chat, model.tokenizer)
-  stops = template.stops if template else [i for i in [model.tokenizer.eos] if i is not None]
+  stops = endings(model.tokenizer, template and template.stops)
   if template:
     ids = template.prompt(asked(prompt))
-    whole, start = ids + model.tokenizer.encode(answer.text).tolist(), len(ids)
+    whole, start = ids + model.tokenizer.encode_plain(answer.text).tolist(), len(ids)
   elif answer.text:
     whole, start, _ = model.pair(prompt, answer.text)
   else:
@@ -151,7 +150,8 @@ def view(model, ids, start, anew, scored):
   """Returns {'tokens': [[text, special, logp, rank, [[text, logp], ...]]], 'total': nats, 'anew', 'cut'}."""
   tokens = []
   for k, (text, special) in enumerate(spelled(model.tokenizer, ids[:start], ids[start:])):
-    others = [[alternative(model.tokenizer, ids[: start + k], int(i)), round(float(v), 4)] for i, v in zip(scored.ids[k], scored.top[k])]  # fmt: skip # noqa: E501
+    best = zip(scored.ids[k].tolist(), scored.top[k].tolist())
+    others = [[alternative(model.tokenizer, ids[: start + k], i), round(v, 4)] for i, v in best]
     tokens.append([text, special, round(float(scored.logp[k]), 4), int(scored.rank[k]), others])
   total = float(scored.logp.sum(dtype=np.float64))
   return {'tokens': tokens, 'total': round(total, 4), 'anew': anew, 'cut': len(ids) > model.cfg.length + 1}
@@ -160,12 +160,12 @@ def view(model, ids, start, anew, scored):
 def compare(workdirs, given):
   """Returns the data of the page. All models are held at once."""
   names = label(workdirs)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])  # a few rows; more devices would hold copies
   models = [Model.of(w, None, mesh, max(2, len(given.prompt))) for w in workdirs]
   rounds = answers(models, names, given.prompt, given)
   return {
     'made': time.time(), 'chat': given.chat, 'temperature': given.temperature, 'seed': given.seed,
-    'new_tokens': given.new_tokens,
+    'new_tokens': given.new_tokens or TOKENS,
     'models': [
       {
         'name': name, 'path': w, 'step': m.step, 'parameters': parameters(m.cfg)[0],

@@ -80,7 +80,7 @@ class Model:
     whole = self.tokenizer.encode(context + continuation).tolist()
     merged = whole[: len(before)] != before or len(whole) == len(before)
     if merged:
-      whole = before + self.tokenizer.encode(continuation).tolist()
+      whole = before + self.tokenizer.encode_plain(continuation).tolist()
     head = self.head()
     return head + whole, len(head) + len(before), merged
 

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from llmstack import errors, sharding
 from llmstack.checkpoint import Checkpoints
+from llmstack.data import chat
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
@@ -182,11 +183,7 @@ def run(config, workdir):
 
 def template_for(name, tokenizer):
   """Returns the chat template of that name or file, None for None."""
-  if name is None:
-    return None
-  from llmstack.data import chat
-
-  return chat.template(name, tokenizer)
+  return None if name is None else chat.template(name, tokenizer)
 
 
 def asked(text):
