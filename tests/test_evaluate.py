@@ -129,6 +129,9 @@ def test_a_uniform_model(cfg, words):
   same = {'sentence_good': 'the cat', 'sentence_bad': 'the cat'}
   found = choose(blind, [questions.question(same, 'x:1', questions.CHOICES[3], ' ')])
   assert found['acc'] == found['acc_norm'] == found['acc_token'] == 0.5 == found['chance']
+  broken = Model(cfg, jax.tree.map(lambda x: x * jnp.nan, weights(cfg)), words, mesh=ONE, batch=4)
+  with pytest.raises(BadInput, match='2 of 2 scores are not finite'):
+    bits(broken, texts, window=64, stride=32)
   assert right(np.array([1.0, 3.0, 3.0]), 2) == 0.5 and right(np.array([1.0, 3.0]), 0) == 0
 
 

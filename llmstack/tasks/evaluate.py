@@ -85,10 +85,15 @@ class Model:
     return head + whole, len(head) + len(before), merged
 
   def score(self, items, **how):
+    """Returns [Scored] of [(ids, start)]. Raises: BadInput where parameters are damaged, which makes NaN."""
     begun = time.perf_counter()
     out = score(self.cfg, self.params, items, mesh=self.mesh, batch=self.batch, **how)
     self.seconds += time.perf_counter() - begun
     self.tokens += sum(len(s.logp) for s in out)
+    if bad := sum(not np.isfinite(s.logp).all() for s in out):
+      raise BadInput(
+        f'step {self.step} of {self.workdir}: {bad} of {len(out)} scores are not finite: take another step'
+      )
     return out
 
 
@@ -194,10 +199,7 @@ def answers(model, prompts, *, new_tokens, temperature, seed, template):
 
 
 def match(items, how):
-  """Returns a scorer: 1.0 where the answer in a completion is the one in the file.
-
-  A scorer is (prompts, completions) -> float[n]; a reward model is another.
-  """
+  """Returns (prompts, completions) -> float[n]: 1.0 where the answer in a completion is the one in the file."""
   known = {}
   for item in items:
     if known.setdefault(item.prompt, answer := extract(item.answer, how)) != answer:
@@ -207,6 +209,13 @@ def match(items, how):
   )
 
 
+def scorer_for(config, items, how):
+  """Returns (prompts, completions) -> float[n], by which a prompt is won; a reward model would be another."""
+  if config.prompts.scorer != 'match':
+    raise BadInput(f'prompts.scorer = {config.prompts.scorer!r}: match is the one there is')
+  return match(items, how)
+
+
 def check(config):
   """Returns nothing; raises BadInput for settings that cannot be, before anything is loaded."""
   errors.at_least(config, 1, 'batch', 'limit', 'text.window', 'text.stride')
@@ -214,8 +223,6 @@ def check(config):
     raise BadInput(f'text.megabytes = {config.text.megabytes} must be positive, prompts.temperature at least 0')
   if not any(len(c.sources) for c in (config.text, config.questions, config.prompts)):
     raise BadInput('there is nothing to evaluate: name files in text.sources, questions.sources or prompts.sources')
-  if config.prompts.scorer != 'match':
-    raise BadInput(f'prompts.scorer = {config.prompts.scorer!r}: match is the one there is')
   for name, c in config.prompts.sources.items():
     errors.at_least(c, 1, 'new_tokens')
     try:
@@ -237,6 +244,8 @@ def run(config, workdir):
     for name, c in config.questions.sources.items()
   }
   prompted = {name: questions.asked(as_files(c), limit=config.limit) for name, c in config.prompts.sources.items()}
+  for name, items in prompted.items():
+    scorer_for(config, items, config.prompts.sources[name].extract)
   mesh = sharding.make_mesh(**config.mesh)
   model = Model.of(workdir, config.step, mesh, config.batch)
   window = model.cfg.length if config.text.window is None else config.text.window
@@ -275,17 +284,17 @@ def ask(config, model, other, name, items):
   """Returns how many answers were right, and where another model is given how often this one beats it."""
   c = config.prompts.sources[name]
   prompts = [item.prompt for item in items]
-  scorer, scores, late = match(items, c.extract), {}, {}
+  exact, scorer, completions, late = match(items, c.extract), scorer_for(config, items, c.extract), {}, {}
   for key, m in (('own', model), ('other', other)) if other else (('own', model),):
     template = template_for(config.prompts.chat, m.tokenizer)
     said = answers(
       m, prompts, new_tokens=c.new_tokens, temperature=config.prompts.temperature, seed=config.seed, template=template
     )
     late[key] = sum(text is None for text in said)
-    scores[key] = scorer(prompts, [text or '' for text in said])
-  out = {'prompts': len(items), 'exact': float(scores['own'].sum()), 'too_long': late['own']}
+    completions[key] = [text or '' for text in said]
+  out = {'prompts': len(items), 'exact': float(exact(prompts, completions['own']).sum()), 'too_long': late['own']}
   if other:
-    rate, low, high = win_rate(scores['own'], scores['other'], config.seed)
+    rate, low, high = win_rate(*(scorer(prompts, completions[k]) for k in ('own', 'other')), config.seed)
     out |= {'against': other.workdir, 'against_step': other.step, 'against_too_long': late['other']}
     out |= {'win_rate': rate, 'win_rate_low': low, 'win_rate_high': high}
   return out
