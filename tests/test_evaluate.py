@@ -329,3 +329,16 @@ def test_shapes_are_few(cfg):
   before = scoring.token_scores._cache_size()
   score(cfg, weights(cfg), items, mesh=ONE, batch=4)
   assert scoring.token_scores._cache_size() - before <= 6
+
+
+def test_a_conversation_that_is_too_long_loses_its_beginning(words, capsys):
+  """The second turn forgets the first, the last question is cut away, or an answer is left without its question."""
+  template = sample.template_for('llmstack', words)
+  turn = [*sample.asked('the cat'), {'role': 'assistant', 'content': 'sat on'}]
+  messages = [*turn, *turn, *sample.asked('the dog')]
+  whole = template.prompt(messages)
+  assert sample.fitting(template, messages, len(whole)) == (messages, whole) and not capsys.readouterr().err
+  kept, ids = sample.fitting(template, messages, len(whole) - 1)
+  assert kept == messages[2:] and ids == template.prompt(kept) and 'first 1 exchanges' in capsys.readouterr().err
+  assert sample.fitting(template, messages, 1)[0] == messages[4:]
+  assert sample.template_for(None, words) is None and set(template.stops) >= {words.eos}
