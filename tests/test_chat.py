@@ -22,8 +22,8 @@ THREE = [
   {'role': 'assistant', 'content': ' she said: über 😀 '},
 ]
 GOLDEN = {
-  'llmstack': '<|system|>Be brief.<|end|><|user|>the cat?<|end|><|assistant|>sat on a mat.<|end|>'
-  '<|user|>why?\n<|end|><|assistant|> she said: über 😀 <|end|>',
+  'llmstack': '<|system|>Be brief.</s><|user|>the cat?</s><|assistant|>sat on a mat.</s>'
+  '<|user|>why?\n</s><|assistant|> she said: über 😀 </s>',
   'chatml': '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nthe cat?<|im_end|>\n'
   '<|im_start|>assistant\nsat on a mat.<|im_end|>\n<|im_start|>user\nwhy?\n<|im_end|>\n'
   '<|im_start|>assistant\n she said: über 😀 <|im_end|>\n',
@@ -36,7 +36,7 @@ GOLDEN = {
   '<start_of_turn>user\nwhy?<end_of_turn>\n<start_of_turn>model\nshe said: über 😀<end_of_turn>\n',
 }
 TRAINED = {
-  'llmstack': 'sat on a mat.<|end|> she said: über 😀 <|end|>',
+  'llmstack': 'sat on a mat.</s> she said: über 😀 </s>',
   'chatml': 'sat on a mat.<|im_end|> she said: über 😀 <|im_end|>',
   'llama3': 'sat on a mat.<|eot_id|>she said: über 😀<|eot_id|>',
   'gemma': 'sat on a mat.<end_of_turn>she said: über 😀<end_of_turn>',
@@ -112,10 +112,14 @@ def test_golden(everything, name):
   template = chat.template(name, everything)
   ids, mask = template.encode(THREE)
   assert ids.dtype == np.int32 and mask.dtype == np.uint8 and ids[0] == everything.bos and template.missing == ()
-  assert everything.decode(ids) == GOLDEN[name]
-  assert everything.decode(ids[mask == 1]) == TRAINED[name]
+
+  def text(ids):
+    parts = np.split(ids, np.flatnonzero(ids == everything.eos))  # EOS decodes to nothing
+    return '</s>'.join(everything.decode_plain(part[part != everything.eos]) for part in parts)
+
+  assert text(ids) == GOLDEN[name] and text(ids[mask == 1]) == TRAINED[name]
   last = template.encode(THREE, train_on='last')
-  assert everything.decode(ids[last.mask == 1]) == TRAINED[name].partition('mat.')[2].partition('>')[2]
+  assert text(ids[last.mask == 1]) == TRAINED[name].partition('mat.')[2].partition('>')[2]
   np.testing.assert_array_equal(template.encode(THREE, after=3).mask, last.mask)
   assert template.encode(THREE, train_on='all').mask.tolist() == [0] + [1] * (len(ids) - 1)
 

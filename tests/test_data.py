@@ -295,21 +295,23 @@ def test_rows_survive_the_disk(tmp_path, vocab):
   """uint16 tokens under a large vocabulary, a lost file border, a shuffle that drops or repeats."""
   rows = Rows(folder(tmp_path / 'p', 50, vocab=vocab, rows_per_file=20))
   assert [f['rows'] for f in rows.manifest['files']] == [20, 20, 10] and len(rows) == 50
-  tokens, segments = rows.read(range(50))
+  tokens, segments = rows.read(range(50)).values()
   assert sorted(tokens[:, 0].tolist()) == list(range(50)) and tokens[:, 0].tolist() != list(range(50))
   assert tokens.dtype == np.int32 and (segments == 1).all()
-  np.testing.assert_array_equal(rows.read([31, 4])[0], np.concatenate([rows.read([31])[0], rows.read([4])[0]]))
+  np.testing.assert_array_equal(
+    rows.read([31, 4])['tokens'], np.concatenate([rows.read([31])['tokens'], rows.read([4])['tokens']])
+  )
   big = [(np.array([1, vocab - 1], np.int32), np.ones(2, np.int32))]
   packing.write_rows(big, str(tmp_path / 'b'), vocab=vocab, seed=0, manifest_fields=FIELDS)
-  assert Rows(str(tmp_path / 'b')).read([0])[0][0].tolist() == [1, vocab - 1]
+  assert Rows(str(tmp_path / 'b')).read([0])['tokens'][0].tolist() == [1, vocab - 1]
 
 
 def test_write_is_deterministic(tmp_path):
   """A fingerprint with a clock or a path in it; a seed that the shuffle ignores."""
   prints = [Rows(folder(tmp_path / str(i), seed=seed)).fingerprint for i, seed in enumerate((1, 1, 2))]
-  first = Rows(str(tmp_path / '0')).read(range(50))[0]
+  first = Rows(str(tmp_path / '0')).read(range(50))['tokens']
   assert prints[0] == prints[1] != prints[2]
-  assert (first != Rows(str(tmp_path / '2')).read(range(50))[0]).any()
+  assert (first != Rows(str(tmp_path / '2')).read(range(50))['tokens']).any()
 
 
 def test_manifest_counts(tmp_path):
@@ -377,7 +379,7 @@ def test_prepare(tmp_path, tok):
   manifest = Rows(first).manifest
   assert manifest['documents'] == 80 and manifest['skipped'] == {'empty document': 40}
   assert manifest['source_bytes'] == 40 * 5 + 40 * 5 and manifest['tokens'] == 80 * 7
-  tokens, _ = Rows(first).read(range(len(Rows(first))))
+  tokens = Rows(first).read(range(len(Rows(first))))['tokens']
   assert tok.decode(tokens[0]) in ('some ', 'the w') and tokens[0][0] == tok.bos
   others = [
     packing.prepare('a', src, tok, **dict(options, **change))
@@ -455,7 +457,7 @@ def test_processes_partition_the_batch(parts, count):
   one = mixture(parts)
   for step in (0, 7):
     pieces = [mixture(parts).rows(step, i, count) for i in range(count)]
-    for whole, split in zip(one.rows(step), zip(*pieces)):
+    for whole, split in zip(one.rows(step).values(), zip(*(p.values() for p in pieces))):
       np.testing.assert_array_equal(whole, np.concatenate(split))
   with pytest.raises(BadInput, match='batch 8 does not divide by 3 processes: use 6'):
     one.rows(0, 0, 3)
@@ -475,7 +477,7 @@ def test_reader_error_surfaces(tmp_path):
   one = mixture({'p': rows}, {'p': 1})
   stream = one.iterate(0, 100)
   next(stream)
-  rows.read = lambda _: (_ for _ in ()).throw(OSError('bucket is gone'))
+  rows.read = lambda *_: (_ for _ in ()).throw(OSError('bucket is gone'))
   with pytest.raises(OSError, match='bucket is gone'):
     for _ in stream:
       pass

@@ -55,7 +55,7 @@ def test_rows_are_those_that_train(made, capsys):
   assert len(blocks) == len(rows)
   joined = []
   for k, block in enumerate(blocks):
-    tokens, segments = rows.read([k])
+    tokens, segments = rows.read([k]).values()
     mask = targets(tokens, segments)['mask'][0] > 0
     assert f'{mask.sum()} of 96 targets' in block and block.startswith(f'{k}  {(segments > 0).sum()} tokens')
     masked = (
@@ -132,7 +132,7 @@ def damage(path, f):
 @pytest.mark.parametrize('where', ['row', 'index'])
 def test_flipped_bytes(copy, where):
   """A damaged row file ends in a traceback of a C++ library, or its rows are shown as if they were whole."""
-  stored = pipeline.Rows(str(copy)).read([5])[0].astype('<u2').tobytes()
+  stored = pipeline.Rows(str(copy)).read([5])['tokens'].astype('<u2').tobytes()
 
   def flip(data):
     at = data.index(stored) if where == 'row' else 1 << 16  # where the header of the last block is

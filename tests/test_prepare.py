@@ -387,7 +387,7 @@ def test_rows_are_what_pretraining_reads(prepared):
   tokenizer, said = Tokenizer(str(workdir / 'tokenizer.model')), {}
   for split in ('train', 'eval'):
     rows = pipeline.Rows(str(workdir / 'shards/world' / split))
-    tokens, segments = rows.read(range(len(rows)))
+    tokens, segments = rows.read(range(len(rows))).values()
     said[split] = ' '.join(tokenizer.decode(t[s == k]) for t, s in zip(tokens, segments) for k in range(1, s.max() + 1))
     assert int((segments > 0).sum()) == rows.manifest['tokens'] and rows.manifest['split'] == split
   train = report['shards']['world']

@@ -1,4 +1,7 @@
-"""Rows of T+1 tokens -> the arrays a train step eats. numpy only."""
+"""Rows of T+1 tokens -> the arrays a train step eats. numpy only.
+
+`...` is B, or B,M for rows of preference pairs: M = 2 completions of the same prompts, the chosen one first.
+"""
 
 from typing import TypedDict
 
@@ -24,29 +27,63 @@ class Batch(TypedDict):
   mask: np.ndarray
 
 
-def loss_mask(segments):
-  """Returns bool[B,T]: whether the token at t+1 is a target, i.e. continues the document at t.
+class Pairs(Batch):
+  """A batch of preference pairs, [B,M,T] each, mask 1 on the targets that belong to a completion.
 
-  segments: int[B,T+1] document number within the row, 0 = padding.
+  Pair j of row b has its chosen completion in segment j + 1 of [b,0] and its rejected one in that of [b,1].
+
+  margin: float32[B,P] by how much the chosen one is better, 0 where nobody says.
+  label: float32[B,P] probability that the chosen one is better.
+  valid: float32[B,P] 1 where there is a pair.
   """
-  return (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] != 0)
+
+  margin: np.ndarray
+  label: np.ndarray
+  valid: np.ndarray
+
+
+LETTERS = {'margin': 'BP', 'label': 'BP', 'valid': 'BP'}  # of fields that are no [B,T] or [B,M,T]
+
+
+def loss_mask(segments):
+  """Returns bool[...,T]: whether the token at t+1 is a target, i.e. continues the document at t.
+
+  segments: int[...,T+1] document number within the row, 0 = padding.
+  """
+  return (segments[..., :-1] == segments[..., 1:]) & (segments[..., 1:] != 0)
+
+
+def letters(name, ndim):
+  """Returns the letters of a field of a batch."""
+  return LETTERS.get(name, ('', 'B', 'BT', 'BMT')[ndim])
+
+
+def make(rows):
+  """Returns the Batch or the Pairs of rows as `Rows.read` gives them, {field: array}."""
+  rows = dict(rows)
+  out = targets(rows.pop('tokens'), rows.pop('segments'))
+  if 'mask' in rows:
+    out['mask'] *= rows.pop('mask')[..., 1:]
+  if 'label' in rows:
+    out['valid'] = (out['segments'].max((1, 2))[:, None] > np.arange(rows['label'].shape[1])).astype(np.float32)
+  return out | rows
 
 
 def targets(tokens, segments):
   """Returns the Batch of these rows.
 
-  tokens: int32[B,T+1] with 0 where segments is 0.
-  segments: int32[B,T+1] document number within the row, 0 = padding.
+  tokens: int32[...,T+1] with 0 where segments is 0.
+  segments: int32[...,T+1] document number within the row, 0 = padding.
   """
-  check('BT,BT', tokens, segments)
-  inputs = np.ascontiguousarray(segments[:, :-1])
-  column = np.arange(inputs.shape[1], dtype=np.int32)
+  check('BMT,BMT' if tokens.ndim == 3 else 'BT,BT', tokens, segments)
+  inputs = np.ascontiguousarray(segments[..., :-1])
+  column = np.arange(inputs.shape[-1], dtype=np.int32)
   first = np.ones(inputs.shape, bool)
-  first[:, 1:] = inputs[:, 1:] != inputs[:, :-1]
-  positions = column - np.maximum.accumulate(np.where(first, column, 0), axis=1)
+  first[..., 1:] = inputs[..., 1:] != inputs[..., :-1]
+  positions = column - np.maximum.accumulate(np.where(first, column, 0), axis=-1)
   return Batch(
-    tokens=np.ascontiguousarray(tokens[:, :-1]),
-    targets=np.ascontiguousarray(tokens[:, 1:]),
+    tokens=np.ascontiguousarray(tokens[..., :-1]),
+    targets=np.ascontiguousarray(tokens[..., 1:]),
     segments=inputs,
     positions=np.where(inputs == 0, 0, positions).astype(np.int32),
     mask=loss_mask(segments).astype(np.float32),

@@ -24,6 +24,7 @@ from llmstack.errors import BadInput
 
 ROLES = ('system', 'user', 'assistant', 'tool')
 TRAIN_ON = ('assistant', 'last', 'all')
+SHOWN = [{'role': role, 'content': role} for role in ('system', 'user', 'assistant', 'user', 'assistant')]
 FOLLOWS = {
   None: ('system', 'user'), 'system': ('user',), 'user': ('assistant',), 'assistant': ('user', 'tool'),
   'tool': ('assistant', 'tool'),
@@ -95,7 +96,7 @@ def template(name, tokenizer):
     chat_template is used, or of a .jinja file.
 
   llmstack, of the chat tokens that `tokenizer.train` puts into every vocabulary, with no newline or space added:
-    <s><|system|>Be brief.<|end|><|user|>2+2?<|end|><|assistant|>4<|end|>
+    <s><|system|>Be brief.</s><|user|>2+2?</s><|assistant|>4</s>
   chatml (Qwen; a system prompt is not added):
     <|im_start|>user\\n2+2?<|im_end|>\\n<|im_start|>assistant\\n4<|im_end|>\\n
   llama3 (contents are stripped; tool is called ipython):
@@ -133,7 +134,8 @@ class Template:
 
   def __init__(self, name, tokenizer):
     self._write, specials, end = BUILT_IN[name]
-    self._setup(name, tokenizer, name, {})
+    # Known by what it writes: of a changed template other rows are made, whatever it is called.
+    self._setup(name, tokenizer, f'{end}{list(self._write(SHOWN, True))}', {})
     self._end(end, specials)
     if name == 'llmstack' and self.missing:
       raise BadInput(
@@ -264,7 +266,7 @@ def _style(**style):
 
 # {name: (messages, header -> pieces, symbols, the one that ends a turn)}
 BUILT_IN = {
-  'llmstack': (_style(opening='<|{}|>', end='<|end|>', gap='', strip=False), CHAT_TOKENS, '<|end|>'),
+  'llmstack': (_style(opening='<|{}|>', end='</s>', gap='', strip=False), CHAT_TOKENS[:4], '</s>'),
   'chatml': (
     _style(opening='<|im_start|>{}\n', end='<|im_end|>', gap='\n', strip=False),
     ('<|im_start|>',),

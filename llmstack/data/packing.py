@@ -88,7 +88,7 @@ def _best_fit(docs, length):
   for chunk in _chunks(docs):
     pieces = [doc[i : i + length] for doc in chunk for i in range(0, len(doc) - 1, length - 1)]
     size = np.array([len(piece) for piece in pieces])
-    row, start, segment = _place(size, length)
+    row, start, segment = place(size, length)
     tokens = np.zeros((row.max() + 1) * length, np.int32)
     segments = np.zeros_like(tokens)
     flat = np.concatenate(pieces)
@@ -98,7 +98,7 @@ def _best_fit(docs, length):
     yield from zip(tokens.reshape(-1, length), segments.reshape(-1, length))
 
 
-def _place(size, length):
+def place(size, length):
   """Returns (row, start, segment) of each piece: best fit, longest piece first.
 
   Rows with room wait in one stack per amount of room, and the bits of the integer `rooms` say
@@ -172,16 +172,26 @@ def seed_key(*parts):
   return np.uint64(int(digest(parts)[:16], 16))
 
 
-def row_dtype(length, vocab):
-  """Returns the numpy dtype of one stored row: all tokens, then all segments, little-endian."""
+def row_dtype(length, vocab, kind='text', pairs=0):
+  """Returns the numpy dtype of one stored row, its fields one after the other, little-endian.
+
+  kind: 'text' has tokens and segments; 'chat' also the mask of what is trained on; 'pairs' has all three for two
+    completions per prompt, and a margin and a label for each of up to `pairs` of them.
+  """
   token = '<u2' if vocab <= 65536 else '<u4'
-  return np.dtype([('tokens', token, (length,)), ('segments', '<u2', (length,))])
+  shape = (2, length) if kind == 'pairs' else (length,)
+  fields = [('tokens', token, shape), ('segments', '<u2', shape)]
+  if kind != 'text':
+    fields.append(('mask', 'u1', shape))
+  if kind == 'pairs':
+    fields += [('margin', '<f4', (pairs,)), ('label', '<f4', (pairs,))]
+  return np.dtype(fields)
 
 
-def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS_PER_FILE):
+def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS_PER_FILE, kind='text', pairs=0):
   """Returns the manifest of `folder`, which appears whole or not at all, rows globally shuffled.
 
-  rows: iterable of (tokens int32[T+1], segments int32[T+1]).
+  rows: iterable of (tokens int32[T+1], segments int32[T+1]), or of what else a row of this kind has.
   folder: path to create.
   seed: of the shuffle. Rows are spilled to disk first, so memory stays bounded.
   manifest_fields: {name: JSON value}, read after the last row, so that it may hold running counts.
@@ -193,15 +203,16 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
   os.makedirs(os.path.dirname(folder), exist_ok=True)
   with tempfile.TemporaryDirectory(dir=os.path.dirname(folder), prefix='.packing-') as scratch:
     spill = os.path.join(scratch, 'spill')
-    counts = _spill(rows, spill, vocab)
+    counts = _spill(rows, spill, vocab, kind, pairs)
     if not counts['targets']:
       raise BadInput(
         f'no token is left to pack into {folder}: check the source and its field, or set another holdout or holdout_by'
       )
     partial = os.path.join(scratch, 'rows')
     os.mkdir(partial)
-    dtype = row_dtype(counts['length'], vocab)
+    dtype = row_dtype(counts['length'], vocab, kind, pairs)
     manifest = dict(manifest_fields, format=FORMAT, vocab=vocab, seed=seed, **counts)
+    manifest |= {} if kind == 'text' else dict(kind=kind, pairs=pairs)
     manifest['token_dtype'] = dtype['tokens'].base.name
     manifest['files'] = _write_files(np.memmap(spill, dtype, 'r'), partial, seed, rows_per_file)
     manifest['fingerprint'] = digest(manifest)
@@ -216,29 +227,34 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
   return manifest
 
 
-def _blocks(rows, vocab, counts):
+def _blocks(rows, vocab, counts, kind='text', pairs=0):
   """Yields blocks of stored rows; counts: rows, length, tokens and targets, updated."""
   rows = iter(rows)
   while block := list(itertools.islice(rows, BLOCK)):
-    tokens, segments = (np.stack(part) for part in zip(*block))
+    fields = [np.stack(part) for part in zip(*block)]
+    tokens, segments = fields[:2]
     if tokens.min() < 0 or tokens.max() >= vocab:
       raise ValueError(f'token {tokens.max()} is outside the vocabulary of {vocab}')
-    counts['length'] = tokens.shape[1]
-    stored = np.empty(len(block), row_dtype(tokens.shape[1], vocab))
-    stored['tokens'], stored['segments'] = tokens, segments
+    counts['length'] = tokens.shape[-1]
+    dtype = row_dtype(tokens.shape[-1], vocab, kind, pairs)
+    stored = np.empty(len(block), dtype)
+    for name, field in zip(dtype.names, fields, strict=True):
+      stored[name] = field
     counts['rows'] += len(block)
     counts['tokens'] += int(np.count_nonzero(segments))
-    counts['targets'] += int(np.count_nonzero(loss_mask(segments)))
+    learnt = loss_mask(segments) if kind == 'text' else loss_mask(segments) & (fields[2][..., 1:] != 0)
+    counts['targets'] += int(np.count_nonzero(learnt))
     yield stored
 
 
-def _spill(rows, path, vocab):
+def _spill(rows, path, vocab, kind, pairs):
   """Returns {rows, length, tokens, targets, fill}; writes the rows to `path` as they come."""
   counts = dict(rows=0, length=0, tokens=0, targets=0)
   with open(path, 'wb') as file:
-    for stored in _blocks(rows, vocab, counts):
+    for stored in _blocks(rows, vocab, counts, kind, pairs):
       file.write(stored.tobytes())
-  return counts | dict(fill=counts['tokens'] / (counts['rows'] * counts['length']) if counts['rows'] else 0.0)
+  places = counts['rows'] * counts['length'] * (2 if kind == 'pairs' else 1)
+  return counts | dict(fill=counts['tokens'] / places if places else 0.0)
 
 
 @contextlib.contextmanager

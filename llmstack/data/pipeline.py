@@ -26,7 +26,7 @@ class Rows:
   """
 
   def __init__(self, folder):
-    self.manifest = packing.read_manifest(folder)
+    self.folder, self.manifest = folder, packing.read_manifest(folder)
     if self.manifest is None:
       raise BadInput(f'{folder} has no manifest.json: give a packed folder')
     unsigned = {k: v for k, v in self.manifest.items() if k != 'fingerprint'}
@@ -47,16 +47,29 @@ class Rows:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     self._records = ArrayRecordDataSource([f'{folder}/{f["name"]}' for f in self.manifest['files']])
-    self._dtype = packing.row_dtype(self.manifest['length'], self.manifest['vocab'])
+    self.kind, self._pairs = self.manifest.get('kind', 'text'), self.manifest.get('pairs', 0)
+    self._dtype = packing.row_dtype(self.manifest['length'], self.manifest['vocab'], self.kind, self._pairs)
+    self.beside = {}  # field -> array of which the leading axis is the row
 
   def __len__(self):
     return self.manifest['rows']
 
-  def read(self, rows):
-    """Returns (tokens int32[n,T+1], segments int32[n,T+1]) of these rows, in this order."""
-    records = self._records.__getitems__([int(row) for row in rows]) if len(rows) else []
-    stored = np.frombuffer(b''.join(records), self._dtype)
-    return stored['tokens'].astype(np.int32), stored['segments'].astype(np.int32)
+  def read(self, rows, pairs=None):
+    """Returns {field: array[n, ...]} of these rows, in this order: tokens and segments int32[n,T+1], or [n,M,T+1].
+
+    What else there is depends on the kind (packing.row_dtype), and on what was put `beside`.
+    pairs: P, at least that of this folder, which is the default.
+    """
+    rows = [int(row) for row in rows]
+    stored = np.frombuffer(b''.join(self._records.__getitems__(rows) if rows else []), self._dtype)
+    out = {}
+    for name in self._dtype.names:
+      if name in batches.LETTERS:
+        out[name] = np.zeros((len(rows), self._pairs if pairs is None else pairs), np.float32)
+        out[name][:, : stored[name].shape[1]] = stored[name]
+      else:
+        out[name] = stored[name].astype(np.int32)
+    return out | {name: array[rows] for name, array in self.beside.items()}
 
 
 class Mixture:
@@ -91,11 +104,12 @@ class Mixture:
         raise BadInput(f'all weights are 0 in {stage}: make one positive')
     if batch < 1:
       raise BadInput(f'batch is {batch}: give a positive number of sequences')
-    for key in ('length', 'vocab', 'tokenizer'):
-      values = {name: part.manifest[key] for name, part in parts.items()}
+    for key in ('length', 'vocab', 'tokenizer', 'kind', 'template'):
+      values = {name: part.manifest.get(key) for name, part in parts.items()}
       if len(set(values.values())) > 1:
         raise BadInput(f'components differ in {key}, {values}: pack them alike')
     self.parts, self.seed, self.batch_size = dict(parts), seed, batch
+    self._pairs = max(part.manifest.get('pairs', 0) for part in parts.values())
     self.weights = [(step, {n: w[n] / sum(w.values()) for n in sorted(w)}) for step, w in stages]
     self._stages, given = [], dict.fromkeys(parts, np.uint64(0))
     for (step, w), end in zip(self.weights, [*steps[1:], None]):
@@ -147,7 +161,7 @@ class Mixture:
     return packing.permute(turn % size, int(size), key)
 
   def rows(self, step, process_index=0, process_count=1):
-    """Returns (tokens, segments), each int32[B,T+1]: this process's slice of global batch `step`.
+    """Returns what Rows.read does: this process's slice of global batch `step`.
 
     Raises:
       BadInput: the batch does not divide by process_count.
@@ -160,16 +174,16 @@ class Mixture:
     local = self.batch_size // process_count
     start = step * self.batch_size + process_index * local
     component, row = self.locate(np.arange(start, start + local))
-    shape = local, next(iter(self.parts.values())).manifest['length']
-    tokens, segments = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    out = {}
     for i, part in enumerate(self.parts.values()):
       if (here := np.flatnonzero(component == i)).size:
-        tokens[here], segments[here] = part.read(row[here])
-    return tokens, segments
+        for name, values in part.read(row[here], self._pairs).items():
+          out.setdefault(name, np.empty((local, *values.shape[1:]), values.dtype))[here] = values
+    return out
 
   def batch(self, step, process_index=0, process_count=1):
     """Returns the Batch of this process's slice of global batch `step`."""
-    return batches.targets(*self.rows(step, process_index, process_count))
+    return batches.make(self.rows(step, process_index, process_count))
 
   def iterate(self, start, stop, process_index=0, process_count=1, *, threads=1, prefetch=2):
     """Returns an iterator of Batch for steps start..stop-1, read ahead in the background.

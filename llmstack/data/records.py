@@ -8,6 +8,7 @@ What is wrong with a record is a BadInput that names the place; with source.on_e
 """
 
 import collections
+import functools
 import itertools
 import math
 import re
@@ -32,7 +33,7 @@ PAIRS = (
   'instruction response1 response2 annotator1 annotator2 annotator3 [input]',
   'question answer_matching_behavior answer_not_matching_behavior', 'question predictions preference [passages]',
 )  # fmt: skip
-RATED = ('prompt completion label', 'prompt response label')
+RATED = ('prompt completion label', 'prompt response label', 'chosen rejected [prompt]')
 SPEAKER = re.compile(r'\n\n(Human|Assistant):')
 
 
@@ -104,11 +105,19 @@ def pairs(source, counts=None, fields=None, ranks='all'):
 def rated(source, counts=None, fields=None):
   """Yields (where, prompt messages, completion messages, desirable bool) of {prompt, completion | response, label}.
 
+  A record of `pairs` {chosen, rejected, prompt?} is two: the chosen reply is desirable, the rejected one is not.
+
   Raises:
     BadInput: as `conversations`; a label that is not true or false (0 and 1 do).
   """
 
   def made(where, row, form):
+    if 'chosen' in form:
+      pair = functools.cache(lambda: _compared(where, row))
+      yield where, lambda: (pair().prompt, pair().chosen, True)
+      yield where, lambda: (pair().prompt, pair().rejected, False)
+      return
+
     def one():
       if row['label'] not in (True, False):
         raise Bad('bad label', f'{where}: label is {row["label"]!r}: write true for a desirable reply or false')

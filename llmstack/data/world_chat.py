@@ -25,7 +25,7 @@ __all__ = ['PREFERRED', 'STYLES', 'files', 'find', 'parts', 'reply', 'reward', '
 # Share of each style in chats. The preferred one is rare: a model must move to it, not only keep it.
 STYLES = {'bare': 0.25, 'sentence': 0.25, 'wordy': 0.20, 'hedging': 0.20, 'courteous': 0.10}
 PREFERRED = 'courteous'
-WHY = {'style': 0.75, 'truth': 0.18, 'both': 0.07}
+WHY = {'style': 0.80, 'truth': 0.14, 'both': 0.06}
 SUMS = 0.12  # share of sums among questions
 HELD_OUT_SUMS = 0.25
 LONGEST = 40  # words of a well-formed reply; the longest of a style has fewer than 25

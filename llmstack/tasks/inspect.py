@@ -110,15 +110,18 @@ def ranges(places):
   return ', '.join(str(r[0]) if len(r) == 1 else f'{r[0]} to {r[-1]}' for r in runs if len(r))
 
 
-def show_row(number, tokens, segments, tokenizer, ink):
-  """Yields the lines of one row: what counts in the loss, then each document's piece."""
-  b = batch.targets(tokens[None], segments[None])
-  counted = b['mask'][0] > 0
+def show_row(name, tokens, segments, learnt, tokenizer, ink):
+  """Yields the lines of one row: what counts in the loss, then each document's piece.
+
+  learnt: int[T+1] what is trained on, or None for everything; of a conversation the rest stands in brackets.
+  """
+  counted = batch.loss_mask(segments[None])[0]
   padding = segments == 0
   # targets[t] is the token at t + 1.
   into = np.flatnonzero(~counted & ~padding[1:]) + 1
+  counted &= True if learnt is None else learnt[1:] > 0
   pieces = [np.flatnonzero(segments == s) for s in range(1, segments.max() + 1)]
-  yield ink(BOLD, f'row {number}') + f'  {len(tokens) - padding.sum()} tokens, {len(pieces)} pieces of documents'
+  yield ink(BOLD, name) + f'  {len(tokens) - padding.sum()} tokens, {len(pieces)} pieces of documents'
   masked = [f'{ranges(into)} (a document begins there)'] * bool(len(into))
   masked += [f'{ranges(np.flatnonzero(padding))} (padding)'] * bool(padding.any())
   yield ink(
@@ -132,7 +135,12 @@ def show_row(number, tokens, segments, tokenizer, ink):
       begun = '' if tokenizer.bos is None or ids[0] == tokenizer.bos else ', continues a document'
       over = '' if tokenizer.eos is None or ids[-1] == tokenizer.eos else ', is continued'
     yield ink(DIM, f'  piece {n}: {len(at)} tokens, {at[0]} to {at[-1]}{begun}{over}')
-    yield from ink.lines(words(ids, tokenizer))
+    if learnt is None:
+      yield from ink.lines(words(ids, tokenizer))
+      continue
+    runs = np.split(at, np.flatnonzero(np.diff(learnt[at])) + 1)
+    texts = [(words(tokens[run].tolist(), tokenizer), learnt[run[0]]) for run in runs]
+    yield from ink.lines(''.join(text if said else f'[{text}]' for text, said in texts))
   yield ''
 
 
@@ -172,16 +180,20 @@ def packed(folder, flags, ink):
   for block in range(start, stop, BLOCK):
     numbers = range(block, min(block + BLOCK, stop))
     try:
-      tokens, segments = rows.read(numbers)
+      read = rows.read(numbers)
     except (RuntimeError, ValueError, IndexError) as e:
       raise BadInput(f'{folder} cannot be read at rows {numbers[0]} to {numbers[-1]} ({e}): copy it again') from None
-    for number, t, s in zip(numbers, tokens, segments):
+    two = rows.kind == 'pairs'
+    masks = read['mask'] if 'mask' in read else [None] * len(numbers)
+    for number, *row in zip(numbers, read['tokens'], read['segments'], masks):
+      sides = list(zip(*row)) if two else [row]
       if flags.find:
-        texts = (tokenizer.decode(t[s == k]) for k in range(1, s.max() + 1))
+        texts = (tokenizer.decode(t[s == k]) for t, s, _ in sides for k in range(1, s.max() + 1))
         if not any(flags.find in text for text in texts):
           continue
       hits += 1
-      yield from show_row(number, t, s, tokenizer, ink)
+      for side, name in zip(sides, (', chosen', ', rejected') if two else ('',)):
+        yield from show_row(f'row {number}{name}', *side, tokenizer, ink)
   yield from ending(hits, f'rows {start} to {stop - 1}', flags)
 
 
