@@ -69,7 +69,7 @@ def get_config(size='world'):
   c.prompts.chat = config_dict.placeholder(str)  # template, as in configs/sample.py; None continues the prompt
   c.prompts.temperature = 0.0  # 0 = greedy
   c.prompts.against = config_dict.placeholder(str)  # workdir that answers the same prompts: a win rate is computed
-  c.prompts.scorer = 'match'  # match: an answer that is right beats one that is not
+  c.prompts.scorer = 'match'  # match: an answer that is right beats one that is not; or workdir of a reward model
   c.prompts.sources = ConfigDict()
 
   if size == 'world':

@@ -543,6 +543,13 @@ class Checkpoints:
     args = self._ocp.args.Composite(meta=self._ocp.args.JsonRestore())
     return step, self._manager.restore(step, args=args)['meta']
 
+  def identity(self, step):
+    """Returns a hex digest of the state's files, equal for copies of it: what an adapter says it belongs to."""
+    path = _steps(self.folder)[step]
+    manifest, _ = read_manifest(path)
+    files = manifest['files'] if manifest else dict(_hashed(path, _files(path)))
+    return fingerprint({name: list(entry) for name, entry in files.items() if name.startswith('state/')})
+
   def _insist(self, path):
     """Returns nothing; raises BadInput where a step that was asked for by number does not hold."""
     problem = verify(path)

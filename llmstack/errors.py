@@ -12,6 +12,10 @@ class Diverged(RuntimeError):
   """Loss or gradients stayed non-finite; names the step, the batch and where it was written. Status 1."""
 
 
+class Missed(RuntimeError):
+  """What was measured is below a limit that the config sets; names both. Status 1."""
+
+
 class SaveFailed(RuntimeError):
   """What a run makes cannot be written; names the cause and what is whole. Status 1."""
 

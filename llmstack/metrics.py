@@ -13,6 +13,9 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from llmstack.errors import BadInput
 
 # Dense bf16 peak of one chip, FLOP/s. Source: vendors' data sheets.
 PEAK = {
@@ -112,6 +115,33 @@ def write(path, text):
     os.replace(path + '.new', path)
 
 
+DRAWS = 10_000  # of the bootstrap
+
+
+def wilson(hits, n):
+  """Returns the 95 % interval of a proportion. Source: Wilson 1927."""
+  z, p = 1.96, hits / n
+  middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def win_rate(scores_a, scores_b, seed):
+  """Returns (rate, low, high): how often a beats b, ties half, with a bootstrap 95 % interval over prompts.
+
+  scores_a, scores_b: float[n] of the same prompts. Percentiles of DRAWS resamples: a prompt is won, tied or lost, so
+  resampling prompts is drawing those three counts. Source: Efron 1979.
+  Raises: BadInput for scores that are not finite, or not as many.
+  """
+  a, b = (np.asarray(x, np.float64) for x in (scores_a, scores_b))
+  if a.shape != b.shape or a.ndim != 1 or not len(a):
+    raise BadInput(f'scores have the shapes {a.shape} and {b.shape}: give one of each for every prompt')
+  if bad := int((~np.isfinite(a) | ~np.isfinite(b)).sum()):
+    raise BadInput(f'{bad} of {len(a)} prompts have a score that is not finite: correct the scorer')
+  counts = np.array([(a > b).sum(), (a == b).sum(), (a < b).sum()])
+  drawn = np.random.default_rng(seed).multinomial(len(a), counts / len(a), DRAWS) @ np.array([1, 0.5, 0]) / len(a)
+  return float(counts[0] + counts[1] / 2) / len(a), *map(float, np.percentile(drawn, (2.5, 97.5)))
+
+
 def plot(workdir):
   """Returns a line that names curves.png: training and held-out loss, norms, throughput."""
   if importlib.util.find_spec('matplotlib') is None:
@@ -123,23 +153,32 @@ def plot(workdir):
 
   rows = read(workdir)
   train, evals = ([r for r in rows if r['kind'] == k] for k in ('train', 'eval'))
-  fig, (a, b, c) = plt.subplots(1, 3, figsize=(13, 3.8), layout='constrained')
+  key = 'nll' if any('nll' in r for r in train) else 'loss'
+  ranked = key == 'loss' and any('accuracy' in r for r in train)
+  fig, axes = plt.subplots(1, 3 + ranked, figsize=(13, 3.8), layout='constrained')
+  a, b, c = axes[:3]
   column = lambda rows, k: ([r['step'] for r in rows if k in r], [r[k] for r in rows if k in r])  # noqa: E731
-  a.plot(*column(train, 'nll'), lw=0.7, color='#9ab', label='train')
+  a.plot(*column(train, key), lw=0.7, color='#9ab', label='train')
   by_name = {}
   for r in evals:
     by_name.setdefault(r['name'], []).append(r)
   for name, group in by_name.items():
-    a.plot(*column(group, 'nll'), 'o-', ms=3, label=f'held out: {name}')
-  a.set(xlabel='step', ylabel='nats per token', title='Loss')
+    a.plot(*column(group, key), 'o-', ms=3, label=f'held out: {name}')
+  a.set(xlabel='step', ylabel='nats per token' if key == 'nll' else 'loss', title='Loss')
   a.legend(frameon=False)
   for name in ('grad_norm', 'update_norm', 'param_norm'):
     b.plot(*column(train, name), lw=0.8, label=name.replace('_', ' '))
   b.set(xlabel='step', yscale='log', title='Norms')
   b.legend(frameon=False)
+  if ranked:  # of preferences: how many are ranked right says more
+    d = axes[3]
+    d.plot(*column(train, 'accuracy'), lw=0.7, color='#9ab')
+    for group in by_name.values():
+      d.plot(*column(group, 'accuracy'), 'o-', ms=3)
+    d.set(xlabel='step', ylim=(0, 1), title='Pairs ranked right')
   c.plot(*column(train, 'tokens_per_s'), lw=0.8, color='#364')
   c.set(xlabel='step', ylabel='tokens / s', title='Throughput', ylim=(0, None))
-  for axis in (a, b, c):
+  for axis in axes:
     axis.spines[['top', 'right']].set_visible(False)
   path = os.path.join(workdir, 'curves.png')
   fig.savefig(path, dpi=110)
@@ -147,8 +186,11 @@ def plot(workdir):
   return f'curves: {path}'
 
 
-def plot_calibration(report, path):
-  """Returns a line that names the figure: share of 1 against mean score of each bin, and how many it holds."""
+def plot_calibration(bins, path, *, title, score='mean score', share='share labelled 1', count='documents', low=0.0):
+  """Returns a line that names the figure: share of 1 against mean score of each bin, and how many it holds.
+
+  bins: [(low, high, count, mean, share)]. low: least score there is.
+  """
   if importlib.util.find_spec('matplotlib') is None:
     return 'no figure: matplotlib is in the extra `plot`'
   import matplotlib
@@ -156,14 +198,13 @@ def plot_calibration(report, path):
   matplotlib.use('Agg')
   import matplotlib.pyplot as plt
 
-  low, high, n, mean, share = zip(*report['bins'])
+  begin, end, n, mean, found = zip(*bins)
   fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
-  a.plot([0, 1], [0, 1], lw=0.7, color='#9ab')
-  a.plot(mean, share, 'o-', ms=4)
-  a.set(xlabel='mean score', ylabel='share labelled 1', xlim=(0, 1), ylim=(0, 1))
-  a.set_title(f'Out of fold: AUC {report["auc"]:.3f}, calibration error {report["calibration_error"]:.3f}')
-  b.bar(low, n, [h - l for l, h in zip(low, high)], align='edge', color='#9ab')
-  b.set(xlabel='score', ylabel='documents', xlim=(0, 1))
+  a.plot([low, 1], [low, 1], lw=0.7, color='#9ab')
+  a.plot(mean, found, 'o-', ms=4)
+  a.set(xlabel=score, ylabel=share, xlim=(low, 1), ylim=(0, 1), title=title)
+  b.bar(begin, n, [h - l for l, h in zip(begin, end)], align='edge', color='#9ab')
+  b.set(xlabel=score, ylabel=count, xlim=(low, 1))
   for axis in (a, b):
     axis.spines[['top', 'right']].set_visible(False)
   fig.savefig(path, dpi=110)

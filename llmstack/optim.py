@@ -1,6 +1,9 @@
 """Config -> optax: the schedule, the optimiser and which parameters decay."""
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -48,6 +51,33 @@ def muon_axes(params):
     return MuonDimensionNumbers(axes[: len(ins)], axes[len(ins) :])
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+class Followed(NamedTuple):
+  """The state of `followed`."""
+
+  inner: Any
+  reference: Any  # parameters that follow the trained ones
+  count: jax.Array  # int32[], updates
+
+
+def followed(tx, *, every, mix):
+  """Returns tx with a reference in its state: each `every` updates, reference <- mix * params + (1 - mix) * reference.
+
+  Source: TR-DPO, 2404.09656: mix 0.6 for its soft update, or 1 for the hard one, every 512 steps.
+  """
+
+  def init(params):
+    return Followed(tx.init(params), jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+  def update(grads, state, params):
+    updates, inner = tx.update(grads, state.inner, params)
+    count = state.count + 1
+    now = jnp.where(count % every == 0, mix, 0.0)
+    moved = jax.tree.map(lambda p, u, r: r + now.astype(r.dtype) * (p + u - r), params, updates, state.reference)
+    return updates, Followed(inner, moved, count)
+
+  return optax.GradientTransformation(init, update)
 
 
 def make(*, name, rate, b1, b2, eps, weight_decay):

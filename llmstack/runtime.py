@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 
-from llmstack.errors import BadInput, Diverged, SaveFailed, Stopped, exhausted
+from llmstack.errors import BadInput, Diverged, Missed, SaveFailed, Stopped, exhausted
 
 STOPPED, BUG, WRONG, INTERRUPTED = 42, 1, 78, 130
 
@@ -56,7 +56,7 @@ def status(e):
     return WRONG, f'error: {e.filename}: {e.strerror}: give another path'
   if isinstance(e, Stopped):
     return STOPPED, f'stopped: {e}'
-  if isinstance(e, (Diverged, SaveFailed)):
+  if isinstance(e, (Diverged, Missed, SaveFailed)):
     return BUG, f'stopped: {e}'
   if isinstance(e, KeyboardInterrupt):
     return INTERRUPTED, 'stopped; the last checkpoint is kept'

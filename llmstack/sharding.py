@@ -19,7 +19,7 @@ from llmstack.errors import BadInput
 MESH_AXES = ('data', 'fsdp', 'tensor', 'context', 'expert')
 
 AXES = {
-  'embed': 'V->D', 'pos_embed': 'S->D', 'head': 'D->V',
+  'embed': 'V->D', 'pos_embed': 'S->D', 'head': 'D->V', 'value_head': 'D->',
   'wq': 'D->NH', 'wk': 'D->KH', 'wv': 'D->KH', 'wo': 'NH->D',
   'w_gate': 'D->F', 'w_up': 'D->F', 'w_down': 'F->D',
   'attn_norm': '->D', 'mlp_norm': '->D', 'post_attn_norm': '->D', 'post_mlp_norm': '->D', 'final_norm': '->D',
@@ -140,10 +140,10 @@ def constrain(x, letters):
   return jax.lax.with_sharding_constraint(x, spec(letters))
 
 
-def place(batch, mesh):
-  """Returns a dict of global arrays from this process's rows: leading axis B, second axis T where it is there."""
+def place(batch, mesh, letters=lambda name, ndim: 'BT'[:ndim]):
+  """Returns a dict of global arrays from this process's rows. letters: (name, number of axes) -> those of an array."""
 
-  def one(x):
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec('BT'[: np.ndim(x)])), x)
+  def one(name, x):
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(letters(name, np.ndim(x)))), x)
 
-  return jax.tree.map(one, batch)
+  return {name: one(name, x) for name, x in batch.items()}

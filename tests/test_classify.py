@@ -231,7 +231,7 @@ def test_the_task_finds_toxic_text_of_the_world(tmp_path, capsys, monkeypatch):
   from llmstack import metrics
 
   monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: None)
-  assert 'no figure' in metrics.plot_calibration(found, str(tmp_path / 'none.png'))
+  assert 'no figure' in metrics.plot_calibration(found['bins'], str(tmp_path / 'none.png'), title='')
   assert not (tmp_path / 'none.png').exists()
 
 

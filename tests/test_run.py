@@ -10,7 +10,7 @@ from llmstack import metrics
 from llmstack.checkpoint import Checkpoints
 from llmstack.data import sources, tokenizer
 from llmstack.main import cli
-from llmstack.tasks.pretrain import checksum
+from llmstack.tasks.train import checksum
 
 TEXT = 'the cat sat on the mat and the dog sat on the log; ' * 400
 

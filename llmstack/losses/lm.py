@@ -39,22 +39,57 @@ def cross_entropy(logits, targets, mask, *, z_loss):
   return sums, dict.fromkeys(sums, weight), metrics
 
 
-def chunked_cross_entropy(hidden, unembed, targets, mask, *, z_loss, chunk):
-  """Returns what cross_entropy(unembed(hidden), ...) does, with logits of only `chunk` positions alive.
+def chunked_logp(hidden, unembed, targets, mask, *, chunk, collision):
+  """Returns float32[B,T], the log-prob of each target, 0 under the mask; logits of only `chunk` positions are alive.
 
-  hidden: float[B,T,D]. unembed: [B,C,D] -> [B,C,V]. chunk: positions C, a divisor of T.
-  The backward pass computes each chunk's logits again, so neither pass ever holds [B,T,V].
+  hidden, unembed, chunk: as for chunked_cross_entropy; chunk None holds all logits.
+  collision: whether to return (logp, log sum_v p(v)^2) instead, of which the second is not differentiated.
   """
   length = check('BTD,BT,BT', hidden, targets, mask)['T']
+  if length % (chunk or length):
+    raise ValueError(f'chunk = {chunk} does not divide T = {length}')
+
+  def one(h, t, m):
+    logits = jnp.where(m[:, :, None] != 0, unembed(h), 0.0)
+    logp, log_z = token_logp(logits, t)
+    if not collision:
+      return select(logp, m)
+    twice = jax.nn.logsumexp(2 * jax.lax.stop_gradient(logits), axis=-1)
+    return select(logp, m), select(twice - 2 * jax.lax.stop_gradient(log_z), m)
+
+  if chunk is None:
+    return one(hidden, targets, mask)
+  parts = [x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets, mask)]
+  out = jax.lax.map(lambda part: jax.checkpoint(one)(*part), tuple(parts))
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(targets.shape), out)
+
+
+def in_chunks(f, arrays, chunk):
+  """Returns what f(*arrays) does, a tree of sums over positions, with only `chunk` of them alive; None for all at once.
+
+  arrays: [B,T,...] each. The backward pass computes each chunk again.
+  """
+  length = arrays[0].shape[1]
+  if chunk is None:
+    return f(*arrays)
   if length % chunk:
     raise ValueError(f'chunk = {chunk} does not divide T = {length}')
 
   @jax.checkpoint
   def one(total, i):
-    h, t, m = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in (hidden, targets, mask))
-    return jax.tree.map(jnp.add, total, cross_entropy(unembed(h), t, m, z_loss=z_loss)), None
+    part = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in arrays)
+    return jax.tree.map(jnp.add, total, f(*part)), None
 
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-    lambda: cross_entropy(unembed(hidden[:, :chunk]), targets[:, :chunk], mask[:, :chunk], z_loss=z_loss)
-  ))  # fmt: skip
+  shapes = jax.eval_shape(lambda: f(*(x[:, :chunk] for x in arrays)))
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return jax.lax.scan(one, zero, jnp.arange(length // chunk))[0]
+
+
+def chunked_cross_entropy(hidden, unembed, targets, mask, *, z_loss, chunk):
+  """Returns what cross_entropy(unembed(hidden), ...) does, with logits of only `chunk` positions alive.
+
+  hidden: float[B,T,D]. unembed: [B,C,D] -> [B,C,V]. chunk: positions C, a divisor of T, or None for all of them.
+  """
+  check('BTD,BT,BT', hidden, targets, mask)
+  one = lambda h, t, m: cross_entropy(unembed(h), t, m, z_loss=z_loss)  # noqa: E731
+  return in_chunks(one, (hidden, targets, mask), chunk)

@@ -120,6 +120,16 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
   return final_norm(cfg).apply({'params': params['final_norm']}, x), cache
 
 
+def value_head(cfg):
+  """Returns the parameters of a scalar head, zero: every reward is 0 at first."""
+  return {'w': jnp.zeros((cfg.width,), jnp.float32)}
+
+
+def values(cfg, params, hidden):
+  """Returns float32[...], one number for each hidden[...,D], by params['value_head']."""
+  return jnp.matmul(hidden, params['value_head']['w'].astype(cfg.dtype), preferred_element_type=jnp.float32)
+
+
 def unroll(cfg, params):
   """Returns the layers as a list; they may be one already."""
   layers = params['layers']

@@ -73,4 +73,5 @@ def run(config, workdir):
     if threshold is None
     else f'\nfrom a score of {threshold:.3f}, {wanted}; recall {found["recall"]:.3f}'
   )
-  start.say(metrics.plot_calibration(found, os.path.join(workdir, 'calibration.png')))
+  title = f'Out of fold: AUC {found["auc"]:.3f}, calibration error {found["calibration_error"]:.3f}'
+  start.say(metrics.plot_calibration(found['bins'], os.path.join(workdir, 'calibration.png'), title=title))

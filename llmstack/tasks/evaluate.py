@@ -15,11 +15,11 @@ from llmstack import errors, sharding
 from llmstack.data import questions, sources
 from llmstack.errors import BadInput
 from llmstack.infer.score import score
+from llmstack.metrics import wilson, win_rate
 from llmstack.model import parameters
-from llmstack.tasks import start
+from llmstack.tasks import reward, start
 from llmstack.tasks.sample import asked, complete_ids, load, template_for
 
-DRAWS = 10_000  # of the bootstrap
 COMPRESSORS = {
   'gzip -9': functools.partial(gzip.compress, compresslevel=9, mtime=0),
   'zstd -19': lambda data: zstandard.ZstdCompressor(level=19).compress(data),
@@ -27,41 +27,18 @@ COMPRESSORS = {
 }
 
 
-def wilson(hits, n):
-  """Returns the 95 % interval of a proportion. Source: Wilson 1927."""
-  z, p = 1.96, hits / n
-  middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-
-def win_rate(scores_a, scores_b, seed):
-  """Returns (rate, low, high): how often a beats b, ties half, with a bootstrap 95 % interval over prompts.
-
-  scores_a, scores_b: float[n] of the same prompts. Percentiles of DRAWS resamples: a prompt is won, tied or lost, so
-  resampling prompts is drawing those three counts. Source: Efron 1979.
-  Raises: BadInput for scores that are not finite, or not as many.
-  """
-  a, b = (np.asarray(x, np.float64) for x in (scores_a, scores_b))
-  if a.shape != b.shape or a.ndim != 1 or not len(a):
-    raise BadInput(f'scores have the shapes {a.shape} and {b.shape}: give one of each for every prompt')
-  if bad := int((~np.isfinite(a) | ~np.isfinite(b)).sum()):
-    raise BadInput(f'{bad} of {len(a)} prompts have a score that is not finite: correct the scorer')
-  counts = np.array([(a > b).sum(), (a == b).sum(), (a < b).sum()])
-  drawn = np.random.default_rng(seed).multinomial(len(a), counts / len(a), DRAWS) @ np.array([1, 0.5, 0]) / len(a)
-  return float(counts[0] + counts[1] / 2) / len(a), *map(float, np.percentile(drawn, (2.5, 97.5)))
-
-
 class Model:
   """A model and how it scores: log-likelihoods, counted."""
 
-  def __init__(self, cfg, params, tokenizer, step=0, *, mesh, batch, workdir=''):
-    self.cfg, self.params, self.tokenizer, self.step = cfg, params, tokenizer, step
+  def __init__(self, cfg, params, tokenizer, step=0, *, mesh, batch, workdir='', template=None):
+    self.cfg, self.params, self.tokenizer, self.step, self.template = cfg, params, tokenizer, step, template
     self.mesh, self.batch, self.workdir = mesh, batch, workdir
     self.tokens = self.seconds = 0
 
   @classmethod
   def of(cls, workdir, step, mesh, batch):
-    return cls(*load(workdir, step, mesh, batch), mesh=mesh, batch=batch, workdir=workdir)
+    template = start.Trained(workdir, step).template
+    return cls(*load(workdir, step, mesh, batch), mesh=mesh, batch=batch, workdir=workdir, template=template)
 
   def head(self):
     """Returns the ids that every sequence begins with: BOS, or where there is none EOS, as GPT-2 was trained."""
@@ -209,11 +186,13 @@ def match(items, how):
   )
 
 
-def scorer_for(config, items, how):
-  """Returns (prompts, completions) -> float[n], by which a prompt is won; a reward model would be another."""
-  if config.prompts.scorer != 'match':
-    raise BadInput(f'prompts.scorer = {config.prompts.scorer!r}: match is the one there is')
-  return match(items, how)
+def scorer_for(config, items, how, mesh):
+  """Returns (prompts, completions) -> float[n], by which a prompt is won: exact matches, or a reward model."""
+  if config.prompts.scorer == 'match':
+    return match(items, how)
+  if not os.path.isdir(config.prompts.scorer):
+    raise BadInput(f'prompts.scorer = {config.prompts.scorer!r}: give match, or the workdir of a reward model')
+  return reward.Scorer(config.prompts.scorer, mesh, config.batch)
 
 
 def check(config):
@@ -244,9 +223,9 @@ def run(config, workdir):
     for name, c in config.questions.sources.items()
   }
   prompted = {name: questions.asked(as_files(c), limit=config.limit) for name, c in config.prompts.sources.items()}
-  for name, items in prompted.items():
-    scorer_for(config, items, config.prompts.sources[name].extract)
   mesh = sharding.make_mesh(**config.mesh)
+  for name, items in prompted.items():
+    scorer_for(config, items, config.prompts.sources[name].extract, mesh)
   model = Model.of(workdir, config.step, mesh, config.batch)
   window = model.cfg.length if config.text.window is None else config.text.window
   stride = max(window // 2, 1) if config.text.stride is None else config.text.stride
@@ -284,7 +263,7 @@ def ask(config, model, other, name, items):
   """Returns how many answers were right, and where another model is given how often this one beats it."""
   c = config.prompts.sources[name]
   prompts = [item.prompt for item in items]
-  exact, scorer, completions, late = match(items, c.extract), scorer_for(config, items, c.extract), {}, {}
+  exact, scorer, completions, late = match(items, c.extract), scorer_for(config, items, c.extract, model.mesh), {}, {}
   for key, m in (('own', model), ('other', other)) if other else (('own', model),):
     template = template_for(config.prompts.chat, m.tokenizer)
     said = answers(

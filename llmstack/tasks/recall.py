@@ -10,7 +10,6 @@ from llmstack import errors, metrics, sharding
 from llmstack.data import world
 from llmstack.errors import BadInput
 from llmstack.model import parameters
-from llmstack.tasks.evaluate import wilson
 from llmstack.tasks.sample import complete, load
 
 
@@ -70,7 +69,7 @@ def run(config, workdir):
   for r in [r for r in rows if r['kind'] == 'eval' and r['step'] == step]:
     print(f'{"held-out loss, nats per token":32}{r["nll"]:>12.4f}')
   for name, (hits, n) in table.items():
-    low, high = wilson(hits, n)
+    low, high = metrics.wilson(hits, n)
     print(f'{name:32}{hits / n:>12.1%}   {low:.1%} to {high:.1%} of {n}')
   with open(os.path.join(workdir, 'recall.json'), 'w') as f:
     json.dump({'step': step, **{k: {'right': h, 'of': n} for k, (h, n) in table.items()}}, f, indent=2)

@@ -9,12 +9,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from llmstack import errors, sharding
-from llmstack.checkpoint import Checkpoints
 from llmstack.data import chat
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
-from llmstack.model import allocate, described, init, ready
+from llmstack.model import allocate, ready
 from llmstack.tasks import start
 
 
@@ -123,14 +122,11 @@ def stream(cfg, params, tokenizer, ids, *, new_tokens, seed, eos=None, stop=(), 
 
 def load(workdir, step, mesh, rows):
   """Returns (cfg, params, tokenizer, step) of a checkpoint, laid out on the mesh to decode `rows` at once."""
-  saved = Checkpoints.of(workdir)
-  step, meta = saved.meta(step)
-  cfg = described(meta['model'])
-  shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
-  sharding.check_divisible(shapes, mesh)
-  target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
-  params = saved.restore({'params': target}, step)[0]['params']
-  return cfg, jax.jit(ready, static_argnums=(0, 2))(cfg, params, rows), start.saved_tokenizer(meta), step
+  model = start.Trained(workdir, step)
+  if model.kind != 'lm':
+    raise BadInput(f'{model.where} is a {model.kind} model, which says nothing: give the workdir of a language model')
+  params = jax.jit(ready, static_argnums=(0, 2))(model.cfg, model.params(mesh), rows)
+  return model.cfg, params, model.tokenizer, model.step
 
 
 def run(config, workdir):

@@ -2,22 +2,36 @@
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import sys
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from llmstack import sharding, state
 from llmstack.checkpoint import Checkpoints, differences
+from llmstack.data import batch as batches
 from llmstack.data import packing, pipeline, sources
-from llmstack.data.batch import targets
 from llmstack.data.tokenizer import Tokenizer, train
 from llmstack.errors import BadInput, at_least
-from llmstack.model import ModelConfig, check_attention, describe
+from llmstack.model import (
+  Lora,
+  ModelConfig,
+  adapter_parameters,
+  check_attention,
+  dequantise,
+  describe,
+  described,
+  init,
+  init_adapters,
+  merge,
+  parameters,
+  quantise,
+  value_head,
+)  # fmt: skip
 
 TOKENIZER_CHARACTERS = 16_000_000  # of each source: enough for a vocabulary, and seconds to train on
 
@@ -130,6 +144,24 @@ def model_config(config, tokenizer):
   return ModelConfig(**c)
 
 
+def tuned_config(config, cfg):
+  """Returns the ModelConfig of a base model as config.model runs it; `length` None keeps its own.
+
+  Raises: BadInput where the rows are longer than the model's window.
+  """
+  c = config.model.to_dict()
+  if c['length'] is None:
+    del c['length']
+  elif c['length'] > cfg.length and cfg.positions == 'learned':
+    raise BadInput(f'model.length = {c["length"]} is more than the {cfg.length} positions that this model has learnt')
+  cfg = dataclasses.replace(cfg, **c)
+  if config.data.length > cfg.length:
+    raise BadInput(
+      f'data.length = {config.data.length} is longer than model.length = {cfg.length}: lower it, or set model.length'
+    )
+  return cfg
+
+
 def record(cfg, config, tokenizer):
   """Returns what every checkpoint of a run holds besides its state and data position; JSON."""
   proto = base64.b64encode(tokenizer.proto).decode()
@@ -138,6 +170,91 @@ def record(cfg, config, tokenizer):
 
 def saved_tokenizer(meta):
   return Tokenizer(base64.b64decode(meta['tokenizer']))
+
+
+class Trained:
+  """A checkpoint of a model: to sample from, to begin with, to compare with.
+
+  cfg, tokenizer; kind: 'lm' or 'reward' (which has a head more); template: name of its chat template, or None.
+  where: for sentences. identity: of its parameters.
+  """
+
+  def __init__(self, workdir, step=None):
+    self._saved = Checkpoints.of(workdir)
+    self.workdir = workdir
+    self.step, self.meta = self._saved.meta(step)
+    self.where = f'checkpoint {self._saved.folder}/{self.step}'
+    self.cfg, self.tokenizer = described(self.meta['model']), saved_tokenizer(self.meta)
+    self.kind, self.template = self.meta.get('kind', 'lm'), self.meta.get('template')
+
+  def trained(self):
+    """Returns how many parameters were trained: all, or those of the adapter."""
+    if 'adapter' not in self.meta:
+      return parameters(self.cfg)[0]
+    return adapter_parameters(self.cfg, self.lora())
+
+  @functools.cached_property
+  def identity(self):
+    return self._saved.identity(self.step)
+
+  def params(self, mesh):
+    """Returns the parameters laid out on the mesh; those of an adapter merged into its base.
+
+    Raises: BadInput where the base of an adapter is gone, or is another one.
+    """
+    params = self.own_params(mesh)
+    if 'adapter' not in self.meta:
+      return params
+    head = {k: params.pop(k) for k in ('value_head',) if k in params}
+    base = self.base().base_params(mesh, self.meta['adapter']['quantised'])
+    together = lambda base, adapters: merge(dequantise(self.cfg, base), adapters, self.lora())  # noqa: E731
+    return jax.jit(together)(base, params) | head
+
+  def own_params(self, mesh):
+    """Returns what the checkpoint itself holds, laid out on the mesh: of an adapter, no base."""
+    shapes = jax.eval_shape(self._fresh)
+    sharding.check_divisible(shapes, mesh)
+    target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
+    return self._saved.restore({'params': target}, self.step)[0]['params']
+
+  def lora(self):
+    """Returns the Lora of this adapter."""
+    return Lora(**self.meta['adapter']['lora'])
+
+  def adapter_record(self, lora, quantised):
+    """Returns what the checkpoints of an adapter of this model say of it; JSON."""
+    told = vars(lora) | {'targets': list(lora.targets)}
+    where = {'base': str(self.workdir), 'step': self.step, 'identity': self.identity}
+    return {'adapter': {'lora': told, 'quantised': list(quantised)} | where}
+
+  def base(self):
+    """Returns the Trained that this adapter belongs to."""
+    a = self.meta['adapter']
+    try:
+      base = Trained(a['base'], a['step'])
+    except BadInput as e:
+      raise BadInput(
+        f'{self.where} is an adapter for {a["base"]}, step {a["step"]}, which cannot be read: {e}'
+      ) from None
+    if base.identity != a['identity']:
+      raise BadInput(
+        f'{self.where} is an adapter for another base: it was trained on {a["identity"]} and {base.where} is '
+        f'{base.identity}: put the base back'
+      )
+    return base
+
+  def base_params(self, mesh, quantised):
+    """Returns the parameters as an adapter's base: quantised, or as they are."""
+    params = self.params(mesh)
+    return quantise(params, tuple(quantised)) if quantised else params
+
+  def _fresh(self):
+    key = jax.random.key(0)
+    if 'adapter' in self.meta:
+      params = init_adapters(self.cfg, self.lora(), key)
+    else:
+      params = init(self.cfg, key)
+    return params | ({'value_head': value_head(self.cfg)} if self.kind == 'reward' else {})
 
 
 class Origin:
@@ -217,8 +334,11 @@ class Origin:
     if lines:
       say('\n'.join(['the same parameters, run in another way (checkpoint -> config):', *lines]))
 
-  def state(self, init_params, tx, mesh, window):
-    """Returns the TrainState on the mesh. window: of the spike rule, which may begin, end or change at a resume."""
+  def state(self, init_params, tx, mesh, window, loaded=None):
+    """Returns the TrainState on the mesh. window: of the spike rule, which may begin, end or change at a resume.
+
+    loaded: () -> the parameters that a run begins with, which does not resume; None for init_from's, or fresh ones.
+    """
     if self.resumes:
       say(f'continuing from step {self.step} of {self._from.folder}')
       _, (had,) = self.meta['tree'].get('recent/loss', (None, (0,)))
@@ -227,6 +347,8 @@ class Origin:
         return st
       say(f'the spike rule looked back on {had} steps and now does on {window}: its history begins anew')
       return state.forget(st, mesh, window)
+    if loaded:
+      return state.around(loaded(), tx, mesh, window)
     if self.kind == 'init_from':
       say(f'parameters from step {self.step} of {self._from.folder}')
       params = state.shapes_of(init_params, tx, mesh).params
@@ -256,8 +378,12 @@ def check_layout(config, cfg, init_params, mesh):
   check_attention(cfg, mesh, config.data.length)
 
 
-def batch_shapes(config, mesh):
-  """Returns the Batch of one step as ShapeDtypeStructs that carry their shardings."""
-  row = np.zeros((1, config.data.length + 1), np.int32)
-  shapes = {k: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype) for k, x in targets(row, row).items()}
-  return sharding.laid_out(shapes, {k: NamedSharding(mesh, sharding.spec('BT')) for k in shapes})
+def batch_shapes(stream, batch, mesh):
+  """Returns the batch of one step as ShapeDtypeStructs that carry their shardings.
+
+  stream: pipeline.Mixture. batch: sequences, all devices together.
+  """
+  empty = batches.make(next(iter(stream.parts.values())).read([]))
+  shapes = {k: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for k, x in empty.items()}
+  where = {k: NamedSharding(mesh, sharding.spec(batches.letters(k, x.ndim))) for k, x in shapes.items()}
+  return sharding.laid_out(shapes, where)
