@@ -87,7 +87,7 @@ def get_config(size='tiny'):
   c.optim.end = 0.1  # last learning rate / peak
 
   c.train = ConfigDict()
-  c.train.steps = {'tiny': 20, 'world': 1200, 'books': 3000, 'prepared': 1000}[size]
+  c.train.steps = {'tiny': 20, 'world': 1700, 'books': 3000, 'prepared': 1000}[size]
   c.train.microbatches = 1
   c.train.z_loss = 1e-4  # coefficient of log(Z)^2; 0 for none
   c.train.loss_chunk = config_dict.placeholder(int)  # positions of logits alive at once, divides length; None = all
@@ -98,7 +98,7 @@ def get_config(size='tiny'):
   c.train.tensorboard = True
 
   c.eval = ConfigDict()
-  c.eval.every = (10, 400, 500)[pick]  # steps
+  c.eval.every = (10, 850, 500)[pick]  # steps
   c.eval.rows = (64, 512, 128)[pick]  # at most, per source
   c.eval.prompts = {
     'tiny': ('llmstack is',),
@@ -113,7 +113,7 @@ def get_config(size='tiny'):
   c.runtime.grace_s = 120.0  # from SIGTERM to the end, at most
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = (10, 400, 500)[pick]  # steps
+  c.checkpoint.every = (10, 850, 500)[pick]  # steps
   c.checkpoint.keep = 3  # newest
   c.checkpoint.keep_every = config_dict.placeholder(int)  # steps; multiples of it are kept for good; None = off
   c.checkpoint.best = config_dict.placeholder(str)  # 'eval/nll': the step with the least is kept too; None = off

@@ -30,10 +30,21 @@ from llmstack import runtime
 from llmstack.errors import BadInput
 
 # llmstack/tasks/<name>.py, function run(config, workdir)
-TASKS = ('pretrain', 'sample', 'recall', 'world', 'convert', 'aot', 'prepare', 'classify', 'synthesize')
-TRAINING = ('pretrain',)  # of these, which stop safely
-PODS = ('pretrain', 'sample')  # of these, which run on several hosts
-VERBS = ('bench', 'checkpoints', 'inspect', 'report', 'supervise')  # function command(argv) -> exit status or None
+TRAINING = ('pretrain', 'sft', 'reward', 'prefer', 'distill')  # tasks that stop safely
+TASKS = (
+  *TRAINING, 'sample', 'recall', 'world', 'convert', 'aot', 'prepare', 'classify', 'synthesize', 'evaluate',
+  'assistant',
+)  # fmt: skip
+PODS = (*TRAINING, 'sample')  # of these, which run on several hosts
+VERBS = (
+  'adapter',
+  'bench',
+  'checkpoints',
+  'compare',
+  'inspect',
+  'report',
+  'supervise',
+)  # function command(argv) -> exit status or None
 
 
 def load(path):

@@ -19,14 +19,22 @@ CONFIGS = [f'configs/pretrain.py:{s}' for s in ('tiny', 'world', 'books', 'prepa
 CONFIGS += [f'configs/{n}.py' for n in ('aot', 'convert', 'recall', 'sample', 'shakespeare', 'synthesize', 'world')]
 CONFIGS += [f'configs/prepare.py:{s}' for s in ('world', 'shared', 'raw')]
 CONFIGS += [f'configs/classify.py:{s}' for s in ('quality', 'toxic', 'spam')]
+CONFIGS += [f'configs/{n}.py:{s}' for n in ('sft', 'reward') for s in ('world', 'shared')] + [
+  'configs/sft.py:world-lora'
+]
+CONFIGS += [
+  f'configs/prefer.py:{s}' for s in ('world', 'shared', 'world-cpo', 'world-simpo', 'world-orpo', 'world-kto')
+]
+CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
+CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'evaluate')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
   'main': 'runtime tasks',
   'tasks': 'tasks infer model losses data interop '
   'prepare checkpoint lease loop memory metrics optim plan report runtime sharding state step',
-  'infer': 'infer model sharding', 'interop': 'model', 'model': 'model sharding', 'losses': 'losses', 'data': 'data',
-  'prepare': 'prepare data',
+  'infer': 'infer model sharding', 'interop': 'interop model', 'model': 'model sharding', 'losses': 'losses',
+  'data': 'data', 'prepare': 'prepare data',
   'checkpoint': 'lease sharding', 'loop': 'metrics runtime', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
   'report': 'report checkpoint lease', 'lease': '', 'memory': '', 'plan': '', 'metrics': '', 'runtime': '',
   'sharding': '', 'shapes': '', 'errors': '', '__init__': '',
@@ -36,7 +44,7 @@ OWNERS = {
   'flax': ['model'], 'orbax': ['checkpoint'], 'grain': ['data'], 'sentencepiece': ['data'], 'array_record': ['data'],
   'tensorboardX': ['metrics'], 'matplotlib': ['metrics'], 'optax': ['optim', 'step'], 'pyarrow': ['data', 'prepare'],
   'daft': ['prepare'], 'resiliparse': ['prepare'], 'fastwarc': ['prepare'], 'ftfy': ['prepare'],
-  'tokenizers': ['data'], 'rapidfuzz': ['prepare'],
+  'tokenizers': ['data'], 'rapidfuzz': ['prepare'], 'jinja2': ['data'],
   'ml_collections': ['main'], 'absl': ['main'],
 }  # fmt: skip
 
@@ -79,7 +87,7 @@ def test_nothing_unsafe_and_nothing_hidden():
 
 def leaves(config, prefix=''):
   for key, value in config.items():
-    if isinstance(value, ConfigDict) and key not in ('sources', 'classifiers', 'rules'):
+    if isinstance(value, ConfigDict) and key not in ('sources', 'classifiers', 'rules', 'terms', 'models'):
       yield from leaves(value, f'{prefix}{key}.')
     else:
       yield prefix + key, value
@@ -97,12 +105,26 @@ def test_every_key_is_read(path):
     # `config.a.b`, or through the short name that a task gives a section.
     short = {'tokenizer': 'c', 'optim': 'o', 'mix': 'c', 'shards': 'c', 'clean': 'c', 'dedup': 'd', 'features': 'f'}
     short |= {'train': 't'} if config.task == 'classify' else {}
+    short |= {
+      'teacher': 't',
+      'objective': 'o',
+      'reference': 'r',
+      'lora': 'c',
+      'data': 'c',
+      'eval': 'c',
+      'least': 'least',
+    }
     spelled = rf'config\.{re.escape(key)}\b'
     if section in short:
       spelled += rf'|\b{short[section]}\.{leaf}\b'
     by_name = rf"'{re.escape(key)}'" if config.task != 'pretrain' else 'never'
+    if config.task == 'prefer' and section == 'objective':  # arguments of the losses
+      spelled += rf'|[ (]{leaf}[,=)]'
     assert (
-      leaf in fields.get(section, ()) or key in ('data.sources', 'sources') or re.search(f'{spelled}|{by_name}', text)
+      leaf in fields.get(section, ())
+      or key.endswith(('sources', '.terms'))
+      or key == 'models'
+      or re.search(f'{spelled}|{by_name}', text)
     ), key
     assert not callable(value) and value != -1, f'{path}: {key} = {value!r}'
 

@@ -47,7 +47,7 @@ def export(adapters, lora, cfg, folder, base_model_name):
       for layer in range(cfg.layers):
         for leaf, letter, of in (('a', 'A', (-1, lora.rank)), ('b', 'B', (lora.rank, -1))):
           out[NAME.format(layer, module, letter)] = np.asarray(own[leaf][layer], np.float32).reshape(of).T
-  config = {
+  told = {
     'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_model_name, 'r': lora.rank,
     'lora_alpha': lora.alpha, 'use_rslora': lora.rs, 'lora_dropout': lora.dropout, 'bias': 'none',
     'target_modules': [MODULES[role].partition('.')[2] for role in lora.targets], 'inference_mode': True,
@@ -55,7 +55,7 @@ def export(adapters, lora, cfg, folder, base_model_name):
   os.makedirs(folder, exist_ok=True)
   safetensors.write(os.path.join(folder, 'adapter_model.safetensors'), out, {'format': 'pt'})
   with open(os.path.join(folder, 'adapter_config.json'), 'w') as f:
-    json.dump(config, f, indent=2)
+    json.dump(told, f, indent=2)
 
 
 def load(folder, cfg):
@@ -72,13 +72,13 @@ def load(folder, cfg):
     )
   with open(where) as f:
     try:
-      config = json.load(f)
+      told = json.load(f)
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
       raise BadInput(f'{where} is not JSON: {e}') from e
-  if not isinstance(config, dict) or not {'peft_type', 'r', 'lora_alpha'} <= set(config):
+  if not isinstance(told, dict) or not {'peft_type', 'r', 'lora_alpha'} <= set(told):
     raise BadInput(f'{where} has not all of peft_type, r and lora_alpha: it is no configuration of LoRA')
   only = {'peft_type': ('LORA',), 'bias': ('none',), 'init_lora_weights': UNCHANGED}
-  for key, value in config.items():
+  for key, value in told.items():
     if (value and key not in NEUTRAL) or value not in only.get(key, (value,)):
       raise BadInput(f'{where} sets {key} = {value!r}, which is not implemented here: merge that adapter with PEFT')
   arrays, found = safetensors.read(weights), set()
@@ -92,8 +92,8 @@ def load(folder, cfg):
       raise BadInput(f'{weights} stores {name} as {x.dtype}: adapters are floats')
     found.add(ROLE_OF[parts[2]])
   lora = Lora(
-    config['r'], float(config['lora_alpha']), bool(config.get('use_rslora')), tuple(r for r in ROLES if r in found),
-    float(config.get('lora_dropout', 0.0)),
+    told['r'], float(told['lora_alpha']), bool(told.get('use_rslora')), tuple(r for r in ROLES if r in found),
+    float(told.get('lora_dropout', 0.0)),
   )  # fmt: skip
   leaf = lambda path, x: stacked(weights, arrays, path[-2].key, path[-1].key, x.shape, lora.rank)  # noqa: E731
   return lora, jax.tree_util.tree_map_with_path(leaf, shapes(cfg, lora))

@@ -1,8 +1,10 @@
-"""`llmstack bench train|decode|data --size S`: one JSON line, so that runs can be paired with those of others.
+"""`llmstack bench train|prefer|decode|data --size S`: one JSON line, so that runs can be paired with those of others.
 
 Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 64 tokens x 12 rows, 65 entries;
 M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000; for accelerators 125M = 12, 768, 12, 1,024 x 16, 50,304
 and 1B = 24, 1,792, 14, 1,024 x 8, 50,304. All have GPT-2's blocks, for `train` and `data`.
+`prefer` is a DPO step of a Llama of that size (feed-forward 8/3 of the width), half of the rows as pairs, the first
+quarter of each being the prompt, beside a frozen reference; `--precomputed` reads its log-probs instead.
 `decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
 Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
 """
@@ -30,7 +32,9 @@ from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
 from llmstack.model import ModelConfig, init, parameters, ready, train_flops_per_token
+from llmstack.tasks.prefer import Objective
 from llmstack.tasks.pretrain import lm_loss
+from llmstack.tasks.tune import hidden_of
 
 SIZES = {  # layers, width, heads, length, batch, vocabulary, microbatches
   'S': (4, 128, 4, 64, 12, 65, 2),
@@ -135,6 +139,75 @@ def train(args):
   }, table  # fmt: skip
 
 
+class Whole:
+  """A model of which all parameters are trained, as prefer.Objective wants it."""
+
+  def __init__(self, cfg):
+    self.cfg = cfg
+
+  def hidden(self, params, frozen, batch, rng):
+    return params, hidden_of(self.cfg, params, batch)
+
+
+def preference(args):
+  """Returns the figures of a DPO step as a run makes it: AdamW, clipping, the reference's forward pass included."""
+  layers, width, heads, length, rows, vocab, microbatches = SIZES[args.size]
+  microbatches, pairs, vocab = args.microbatches or microbatches, rows // 2, args.vocab or vocab
+  llama = dict(norm='rms', ff=width * 8 // 3 // 64 * 64, act='silu', gated=True, positions='rope')
+  cfg = model(layers, width, heads, length, vocab, **llama | args.model)
+  mesh = sharding.make_mesh()
+  tx = optim.make(name='adamw', rate=lambda _: 1e-6, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+  how = dict(terms={'sigmoid': 1.0}, beta=0.1, label_smoothing=0.0, normalise=False)
+  objective = Objective(Whole(cfg), 'dpo', chunk=None, soft_labels=False, **how)
+  r = np.random.RandomState(0)
+  tokens = r.randint(0, vocab, (args.steps + 4, pairs, 2, length + 1)).astype(np.int32)
+  tokens[..., : length // 4] = tokens[:, :, :1, : length // 4]
+  ones, one = np.ones(tokens.shape[1:], np.int32), np.ones((pairs, 1), np.float32)
+  mask = ones * (np.arange(length + 1) >= length // 4)
+  fields = dict(segments=ones, mask=mask, margin=0 * one, label=one)
+  with jax.set_mesh(mesh):
+    fresh = lambda: init(cfg, jax.random.key(0))  # noqa: E731
+    params = jax.jit(fresh)()
+    frozen = {'ref': jax.tree.map(jnp.copy, params)}
+    made = [batches.make({'tokens': t, **fields}) for t in tokens]
+    if args.precomputed:
+      score = jax.jit(objective.ref_logp)
+      for batch in made:
+        batch['ref_logp'] = np.asarray(score(frozen, batch))
+      frozen = {}
+    made = iter(made)
+    batch = lambda: sharding.place(next(made), mesh, batches.letters)  # noqa: E731
+    update = jax.jit(
+      steps.make_step(objective.loss, tx, seed=0, microbatches=microbatches, clip=1.0), donate_argnums=0
+    )  # fmt: skip
+    box = [state.around(params, tx, mesh), None]
+    del params
+    compiled = update.lower(box[0], frozen, batch()).compile()
+    memory.trim()
+    losses = []
+
+    def step():
+      before = box[1]
+      box[:] = compiled(box[0], frozen, batch())
+      jax.block_until_ready(before)
+      losses.append(box[1]['loss'])
+
+    step()
+    jax.block_until_ready(box[1])
+    first = age()
+    step()
+    seconds = timed(step, args.steps)
+    rss = peak_rss()
+    table = profile(step, args.profile)
+  step_s = float(np.median(seconds))
+  return {
+    'tokens_per_s': pairs * 2 * length / step_s, 'step_ms': step_s * 1e3, 'steps_ms': [s * 1e3 for s in seconds],
+    'first_step_s': first, 'peak_rss_mb': rss, 'parameters': parameters(cfg)[0], 'vocab': vocab,
+    'precomputed': args.precomputed, 'microbatches': microbatches, 'loss_first': float(losses[0]),
+    'loss_last': float(losses[-1]),
+  }, table  # fmt: skip
+
+
 def generate(args):
   """Returns the figures of generation, prefill included, and of one token at two places of a 1,024 cache."""
   cfg = model(12, 768, 12, 1024, 32_000, norm='rms', ff=2048, act='silu', gated=True, positions='rope', tied=False)
@@ -231,7 +304,7 @@ def profile(f, folder):
   return [*lines, f'{total:9.1f} ms  all operations, over all threads; trace in {os.path.dirname(path)}']
 
 
-BENCHES = {'train': train, 'decode': generate, 'data': rows}
+BENCHES = {'train': train, 'prefer': preference, 'decode': generate, 'data': rows}
 
 
 def command(argv):
@@ -247,6 +320,8 @@ def command(argv):
   parser.add_argument('--batch', type=int, default=1, help='sequences, of decode')
   parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode')
   parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
+  parser.add_argument('--vocab', type=int, help='entries, of prefer; the default is that of the size')
+  parser.add_argument('--precomputed', action='store_true', help='of prefer: read the log-probs of the reference')
   parser.add_argument('--model', type=json.loads, default={}, help='JSON of model settings, {"attention": "einsum"}')
   parser.add_argument('--profile', metavar='DIR', help='write a trace there and print where the time goes')
   args = parser.parse_args(argv)
