@@ -17,11 +17,20 @@ $(READY): requirements.lock setup.py
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Text with known truth -> tokenizer -> packed rows -> pretraining -> samples, curves and a table.
+# Text with known truth -> tokenizer -> pretraining -> SFT, whole and by LoRA -> reward model -> DPO -> distillation ->
+# a table of what each stage learnt, with limits that are checked, and one page of what each answers.
 demo: $(READY)
 	$(RUN) --config configs/world.py --workdir runs/world-text
 	$(RUN) --config configs/pretrain.py:world --workdir runs/world
 	$(RUN) --config configs/recall.py --workdir runs/world
+	$(RUN) --config configs/sft.py:world --workdir runs/sft
+	$(RUN) --config configs/sft.py:world-lora --workdir runs/sft-lora
+	$(RUN) --config configs/reward.py:world --workdir runs/reward
+	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
+	$(RUN) --config configs/distill.py:world --workdir runs/distilled
+	$(RUN) --config configs/assistant.py --workdir runs/assistant
+	$(RUN) compare --prompt 'What is the capital of France?' --prompt 'Which continent is Zambia on?' \
+	  --html runs/compare.html runs/world runs/sft runs/sft-lora runs/dpo runs/distilled
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2

@@ -43,5 +43,6 @@ def get_config(size='world'):
   if size == 'on_policy':
     c.data.packing = 'padded'
   c.optim.lr = 2e-3  # peak
-  c.train.steps = 200
+  c.train.steps = 150
+  c.eval.every = 150  # steps
   return c

@@ -66,7 +66,8 @@ class Run:
 
   def pairs(self, workdir='dpo', kind='', **settings):
     files = self.files('rated' if kind == '-kto' else 'pairs', 'pairs.jsonl')
-    return self(f'configs/prefer.py:world{kind}', workdir, **files | self.asks() | settings)
+    plain = {} if kind else {'objective.terms.sft': 0.0}  # DPO alone, which begins at ln 2
+    return self(f'configs/prefer.py:world{kind}', workdir, **files | self.asks() | plain | settings)
 
   def reward(self, workdir='reward', **settings):
     return self('configs/reward.py:world', workdir, **self.files('pairs', 'pairs.jsonl') | settings)

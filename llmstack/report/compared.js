@@ -138,7 +138,8 @@ const tokenizers = new Set(models.map((m) => m.tokenizer)).size
 $('title').textContent = models.length > 1 ? 'One prompt, every stage' : 'One prompt, one checkpoint'
 $('about').append(
   models.map((m) => `${m.name}: ${m.path}, step ${whole(m.step)}, ${short(m.parameters)} parameters`).join('; '), '. ',
-  data.chat ? `Prompts are a user’s messages in the template ${data.chat}. ` : 'Prompts are continued as they are. ',
+  data.chat === null ? 'Each is asked in the template that it was tuned with; a base model continues the prompt. '
+    : data.chat === 'none' ? 'Prompts are continued as they are. ' : `Prompts are a user’s messages in the template ${data.chat}. `,
   data.temperature ? `Sampled at temperature ${data.temperature}, seed ${data.seed}, ` : 'The likeliest token each time, ',
   `at most ${many(data.new_tokens, 'token')}. `, tokenizers > 1 ? 'The checkpoints have different tokenizers. ' : '',
   'Point at a token, tap it, or walk with Tab and the arrow keys.')
@@ -149,7 +150,7 @@ let drawn = 0
 for (const round of data.prompts) {
   const cards = round.answers.map((answer, author) => (answer.under[author] ? card(answer, author) : null)).filter(Boolean)
   $('prompts').append(el('section', {},
-    el('h2', { class: 'asked' }, el('small', {}, data.chat ? 'asked' : 'to be continued'), visible(round.prompt)),
+    el('h2', { class: 'asked' }, el('small', {}, data.chat === 'none' ? 'to be continued' : 'asked'), visible(round.prompt)),
     el('div', { class: 'answers' }, ...cards.map((c) => c.node)), models.length > 1 ? cross(cards) : null))
   for (const c of cards) {
     c.choose(c.author)

@@ -44,7 +44,10 @@ def flags(argv):
   parser = Parser(prog='llmstack compare', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('workdir', nargs='+', help='the --workdir of a training run')
   parser.add_argument('--prompt', action='append', required=True, help='text to go on from; may be given several times')
-  parser.add_argument('--chat', help='template in which the prompt is a message: llmstack, chatml, a file ...')
+  parser.add_argument(
+    '--chat',
+    help='template in which the prompt is a message, for all: llmstack, chatml, a file; none; default: its own, each',
+  )
   parser.add_argument('--new-tokens', type=int, help=f'at most; by default {TOKENS}, or what a model has room for')
   parser.add_argument('--temperature', type=float, default=0.0, help='0, the default, takes the likeliest token')
   parser.add_argument('--seed', type=int, default=0)
@@ -92,12 +95,18 @@ class Answer:
     self.done = text.done
 
 
+def template_of(chat, model):
+  """Returns the template that a model is asked in: the given one, or None asks in that which it was tuned with."""
+  name = model.template if chat is None else chat
+  return template_for(None if name == 'none' else name, model.tokenizer)
+
+
 def answers(models, names, prompts, given):
   """Returns [[Answer per model] per prompt]. Raises: BadInput, with the workdir, for a prompt that does not fit."""
   out = [[] for _ in prompts]
   for model, name in zip(models, names):
     try:
-      template = template_for(given.chat, model.tokenizer)
+      template = template_of(given.chat, model)
       ids = [template.prompt(asked(p)) if template else model.tokenizer.prompt(p) for p in prompts]
       stops = endings(model.tokenizer, template and template.stops)
       room = min(TOKENS, max(1, model.cfg.length - max(map(len, ids))))
@@ -120,7 +129,7 @@ def under(model, answer, prompt, chat):
   """
   if model.tokenizer.fingerprint == answer.author.tokenizer.fingerprint:
     return answer.ids + answer.said, len(answer.ids), False
-  template = template_for(chat, model.tokenizer)
+  template = template_of(chat, model)
   stops = endings(model.tokenizer, template and template.stops)
   if template:
     ids = template.prompt(asked(prompt))
