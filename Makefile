@@ -18,7 +18,7 @@ $(READY): requirements.lock setup.py
 	@touch $@
 
 # Text with known truth -> tokenizer -> pretraining -> SFT, whole and by LoRA -> reward model -> DPO -> distillation ->
-# a table of what each stage learnt, with limits that are checked, and one page of what each answers.
+# one page of what each answers, and a table of what each stage learnt, with limits that are checked.
 demo: $(READY)
 	$(RUN) --config configs/world.py --workdir runs/world-text
 	$(RUN) --config configs/pretrain.py:world --workdir runs/world
@@ -28,9 +28,9 @@ demo: $(READY)
 	$(RUN) --config configs/reward.py:world --workdir runs/reward
 	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
 	$(RUN) --config configs/distill.py:world --workdir runs/distilled
-	$(RUN) --config configs/assistant.py --workdir runs/assistant
 	$(RUN) compare --prompt 'What is the capital of France?' --prompt 'Which continent is Zambia on?' \
 	  --html runs/compare.html runs/world runs/sft runs/sft-lora runs/dpo runs/distilled
+	$(RUN) --config configs/assistant.py --workdir runs/assistant
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2

@@ -42,7 +42,9 @@ def get_config(size='world'):
   c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), holdout=0.05)
   if size == 'on_policy':
     c.data.packing = 'padded'
+  else:  # what the teacher knows besides, too
+    c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=2.0, holdout=0.0, text=True)
   c.optim.lr = 2e-3  # peak
-  c.train.steps = 150
-  c.eval.every = 150  # steps
+  c.train.steps = 300
+  c.eval.every = 300  # steps
   return c

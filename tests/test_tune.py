@@ -345,7 +345,9 @@ def test_a_student_learns(run, how):
     assert run.chats('teacher', **{'optim.lr': 3e-2, 'train.steps': 30}) == 0
   settings = {'checkpoint.init_from': run.folder / 'base', 'teacher.workdir': run.folder / 'teacher', 'optim.lr': 1e-2}
   settings |= {'student.layers': '(1,)', 'train.steps': 12} | run.files('chats', 'chats.jsonl') | run.asks() | how
-  assert run('configs/distill.py:world', name, **settings) == 0
+  size = 'on_policy' if 'objective.on_policy' in how else 'world'
+  settings |= run.files('documents', 'text.jsonl') if size == 'world' else {}
+  assert run(f'configs/distill.py:{size}', name, **settings) == 0
   lines = [r['divergence'] for r in run.logged(name)]
   assert lines[-1] < 0.9 * lines[0]
   assert len(Checkpoints.of(run.folder / name).meta()[1]['model']['windows']) == 0

@@ -25,6 +25,8 @@ def check(config):
     raise BadInput('teacher.workdir is not set: give the workdir of the model to learn from')
   if config.objective.on_policy and t.top_k is not None:
     raise BadInput(f'teacher.top_k = {t.top_k} stores logits of the data set, and on_policy has other text: unset one')
+  if config.objective.on_policy and any(s.text for s in config.data.sources.values()):
+    raise BadInput('objective.on_policy answers prompts, and a source with text = True has none: leave it out')
   if config.objective.on_policy and config.data.packing != 'padded':
     raise BadInput('objective.on_policy answers one prompt per row: set data.packing to padded')
 
