@@ -526,13 +526,6 @@ def test_kto_hidden_split_and_by_hand():
   assert jax.jit(preference.kto_baseline)(*arrays[:5]) == (np.float32(2 * LN3), 4)
 
 
-@pytest.mark.parametrize('n', [2, 3, 7])
-def test_kto_mismatch_leaves_nobody_matched(n):
-  """Reversing an odd batch keeps its middle example matched (trl#1911)."""
-  other = preference.kto_mismatch(n)
-  assert sorted(other) == list(range(n)) and (other != np.arange(n)).all()
-
-
 def test_bad_input_is_a_sentence():
   """A knob that nothing reads, a term that does not exist, a divergence without its number."""
   arrays = batch()
@@ -549,7 +542,6 @@ def test_bad_input_is_a_sentence():
     (lambda: ask(terms={'aot': 1.0}, weight=arrays[-1]), 'neither weights nor soft labels'),
     (lambda: ask(terms={'aot': 1.0}, divergence='js'), 'use reverse_kl'),
     (lambda: cpo(arrays[0], *rest, **PLAIN, terms={'aot': 1.0}), "term = 'aot' is unknown"),
-    (lambda: preference.kto_mismatch(1), 'the batch has 1: at least 2'),
   ]
   for call, sentence in cases:
     with pytest.raises(BadInput, match=sentence):

@@ -16,7 +16,6 @@ falls in DPO, the rejected one just falls faster (trl#800, eric-mitchell#32): bo
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llmstack.errors import BadInput
 from llmstack.losses.common import known, log1mexp, ranking, select
@@ -423,21 +422,9 @@ def kto(logp, ref_logp, mask, segments, valid, desirable, *, beta, lambda_d, lam
 def kto_baseline(kl_logp, kl_ref_logp, mask, segments, valid):
   """Returns (numerator, denominator), float[] each, to be added up over microbatches; z0 of kto() is their quotient.
 
-  kl_logp, kl_ref_logp: float[B,T] of prompt i followed by completion kto_mismatch(n)[i], detached here.
+  kl_logp, kl_ref_logp: float[B,T] of prompts followed by another one's completion, detached here.
   The quotient of one microbatch is a noisier z0, and another loss than that of the whole batch (trl PR#2153).
   """
   check('BT,BT,BT,BT,BP', kl_logp, kl_ref_logp, mask, segments, valid)
   rho = select(sequence_sums(kl_logp - kl_ref_logp, mask, segments, valid.shape[1]), valid)
   return jax.lax.stop_gradient(jnp.sum(rho * valid)), valid.sum()
-
-
-def kto_mismatch(n):
-  """Returns int[n]: whose completion each prompt gets for the baseline, the next one's.
-
-  A rotation leaves nobody with their own; reversing leaves the middle one of an odd batch (trl#1911).
-
-  Raises: BadInput where there is nobody else (trl#2554).
-  """
-  if n < 2:
-    raise BadInput(f"KTO compares each prompt with another one's completion, but the batch has {n}: at least 2")
-  return np.roll(np.arange(n), -1)
