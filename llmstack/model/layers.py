@@ -32,11 +32,16 @@ class Norm(nn.Module):
     return y.astype(x.dtype)
 
 
-def rotations(positions, head_width, theta):
+def rotations(positions, head_width, theta, length):
   """Returns (cos, sin), float32[B,T,1,H/2], of position * theta^(-2i/H).
 
+  length: what positions are below. More positions than that are looked up in a table of them: XLA's CPU backend would
+    compute each sine anew in every layer and for every head.
   Source: RoFormer, Su et al. 2021, with Llama's Hugging Face layout: pairs are (i, i + H/2).
   """
+  if positions.size > length:
+    table = rotations(jnp.arange(length)[None], head_width, theta, length)
+    return jax.tree.map(lambda x: x[0][positions], table)
   freqs = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
   angles = positions[:, :, None, None].astype(jnp.float32) * freqs[None, None, None, :]
   return jnp.cos(angles), jnp.sin(angles)

@@ -54,7 +54,7 @@ def init(cfg, key):
   normal = nn.initializers.normal(cfg.init_std)
   x = jnp.zeros((1, 1, cfg.width), cfg.dtype)
   at = jnp.zeros((1, 1), jnp.int32)
-  view = {'positions': at, 'segments': at + 1, 'rope': rotations(at, cfg.head_width, cfg.rope_theta)}
+  view = {'positions': at, 'segments': at + 1, 'rope': rotations(at, cfg.head_width, cfg.rope_theta, 1)}
   params = {
     'embed': {'w': normal(k_embed, (cfg.vocab, cfg.width))},
     'layers': jax.vmap(lambda k: Block(cfg).init(k, x, view, 1)['params'])(jax.random.split(k_layers, cfg.layers)),
@@ -88,7 +88,7 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
   x = constrain(x, 'BTD')
   view = {'positions': positions, 'segments': segments}
   if cfg.positions == 'rope':
-    view['rope'] = rotations(positions, cfg.head_width, cfg.rope_theta)
+    view['rope'] = rotations(positions, cfg.head_width, cfg.rope_theta, cfg.length)
   rngs = None if rng is None or not cfg.dropout else jax.random.split(rng, cfg.layers)
 
   scan, windows = cfg.scan and cache is None, cfg.window_of_layer
