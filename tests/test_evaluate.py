@@ -14,13 +14,12 @@ from ml_collections import ConfigDict
 
 from configs import evaluate as settings
 from llmstack import sharding
-from llmstack.checkpoint import Checkpoints
 from llmstack.data import questions, tokenizer
 from llmstack.errors import BadInput
 from llmstack.infer import score as scoring
 from llmstack.infer.score import score, windows
 from llmstack.model import forward, ready, unembed
-from llmstack.tasks import convert, evaluate, sample, start
+from llmstack.tasks import evaluate, sample, start
 from llmstack.tasks.evaluate import Model, bits, choose, extract, match, right, wilson, win_rate
 
 ONE = sharding.make_mesh(devices=jax.devices()[:1])
@@ -266,10 +265,7 @@ def test_win_rate():
 def save(folder, words, seed=0, **changes):
   """Returns a workdir, as str, with a model of random weights."""
   cfg = model('llama_tiny', vocab=words.vocab, layers=1, **changes)
-  checkpoints = Checkpoints.of(str(folder), create=True)
-  meta = start.record(cfg, ConfigDict(), words) | {'data': None}
-  checkpoints.save(0, convert.Parameters(weights(cfg, seed)), meta)
-  checkpoints.close()
+  start.save_parameters(str(folder), weights(cfg, seed), start.record(cfg, ConfigDict(), words))
   return str(folder)
 
 

@@ -7,31 +7,14 @@ llmstack adapter merge WORKDIR OUT                 # a checkpoint of whole param
 
 import argparse
 import os
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from llmstack import errors, sharding
-from llmstack.checkpoint import Checkpoints
 from llmstack.errors import BadInput
 from llmstack.interop import peft
 from llmstack.model import describe
 from llmstack.tasks import start
-
-
-class Parameters(NamedTuple):
-  params: Any
-
-
-def write(workdir, params, meta):
-  """Saves parameters as step 0 of an empty workdir."""
-  saved = Checkpoints.of(errors.local(workdir, 'workdir'), create=True)
-  if saved.latest() is not None:
-    raise BadInput(f'{workdir} already holds checkpoint {saved.latest()}: choose an empty workdir')
-  saved.save(0, Parameters(jax.tree.map(jnp.asarray, params)), meta | {'data': None})
-  saved.close()
-  print(f'{workdir}/checkpoints/0')
 
 
 def of_adapter(workdir):
@@ -44,12 +27,13 @@ def of_adapter(workdir):
 
 def export(given):
   model = of_adapter(given.source)
+  if model.kind == 'reward':
+    raise BadInput(f'{model.where} is a reward model, whose head such a file cannot hold: use merge, which keeps it')
   os.makedirs(errors.local(given.target, 'FOLDER'), exist_ok=True)
   if os.listdir(given.target):
     raise BadInput(f'{given.target} is not empty: choose another folder')
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  adapters = {k: v for k, v in model.own_params(mesh).items() if k != 'value_head'}
-  peft.export(adapters, model.lora(), model.cfg, given.target, model.meta['adapter']['base'])
+  peft.export(model.own_params(mesh), model.lora(), model.cfg, given.target, model.meta['adapter']['base'])
   print(f'{given.target}/adapter_model.safetensors')
 
 
@@ -57,15 +41,19 @@ def take(given):
   if given.base is None:
     raise BadInput('import needs --base DIR: the workdir of the model that the adapter was trained on')
   base = start.Trained(given.base)
+  if base.kind == 'reward':
+    raise BadInput(f'{base.where} is a reward model, and such adapters are of language models: give the one it was')
   lora, adapters = peft.load(given.source, base.cfg)
-  kept = {k: base.meta[k] for k in ('config', 'tokenizer')} | {'model': describe(base.cfg)}
-  write(given.target, adapters, kept | base.adapter_record(lora, ()) | {'kind': 'lm', 'template': base.template})
+  meta = {k: base.meta[k] for k in ('config', 'tokenizer')} | {'model': describe(base.cfg), 'kind': 'lm'}
+  meta |= base.adapter_record(lora, ()) | {'template': base.template}
+  print(start.save_parameters(given.target, adapters, meta))
 
 
 def merge(given):
   model = of_adapter(given.source)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  write(given.target, model.params(mesh), {k: v for k, v in model.meta.items() if k not in ('adapter', 'tree')})
+  meta = {k: v for k, v in model.meta.items() if k not in ('adapter', 'tree')}
+  print(start.save_parameters(given.target, model.params(mesh), meta))
 
 
 VERBS = {'export': export, 'import': take, 'merge': merge}

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import sys
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from llmstack import sharding, state
@@ -16,7 +18,7 @@ from llmstack.checkpoint import Checkpoints, differences
 from llmstack.data import batch as batches
 from llmstack.data import packing, pipeline, sources
 from llmstack.data.tokenizer import Tokenizer, train
-from llmstack.errors import BadInput, at_least
+from llmstack.errors import BadInput, at_least, local
 from llmstack.model import (
   Lora,
   ModelConfig,
@@ -166,6 +168,27 @@ def record(cfg, config, tokenizer):
   """Returns what every checkpoint of a run holds besides its state and data position; JSON."""
   proto = base64.b64encode(tokenizer.proto).decode()
   return {'model': describe(cfg), 'config': config.to_dict(), 'tokenizer': proto}
+
+
+class Parameters(NamedTuple):
+  """The state of a checkpoint that holds parameters and nothing else."""
+
+  params: Any
+
+
+def save_parameters(workdir, params, meta):
+  """Returns the path of the parameters, saved as step 0 of an empty workdir, from where init_from takes them.
+
+  params: tree of arrays. meta: as `record` makes it. Raises: BadInput for a workdir that holds a checkpoint already.
+  """
+  saved = Checkpoints.of(local(workdir, 'workdir'), create=True)
+  try:
+    if saved.latest() is not None:
+      raise BadInput(f'{workdir} already holds checkpoint {saved.latest()}: choose an empty workdir')
+    saved.save(0, Parameters(jax.tree.map(jnp.asarray, params)), meta | {'data': None})
+  finally:
+    saved.close()
+  return os.path.join(workdir, 'checkpoints', '0')
 
 
 def saved_tokenizer(meta):
