@@ -20,7 +20,9 @@ def schedule(*, kind, lr, warmup, steps, end, decay):
   if kind not in ('constant', 'linear', 'cosine', 'wsd'):
     raise BadInput(f'optim.schedule = {kind!r}: choose one of constant, linear, cosine, wsd')
   if not 0 <= warmup < steps or not 0 <= decay <= steps - warmup:
-    raise BadInput(f'optim.warmup = {warmup} and optim.decay = {decay} do not fit into train.steps = {steps}')
+    raise BadInput(
+      f'optim.warmup = {warmup} and optim.decay = {decay} do not fit into train.steps = {steps}: lower them'
+    )
   rest = steps - warmup
   after = {
     'constant': lambda: optax.constant_schedule(lr),

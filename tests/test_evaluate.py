@@ -12,6 +12,7 @@ import pytest
 from helpers import VOCAB, model, replace, weights
 from ml_collections import ConfigDict
 
+from configs import assistant as stages
 from configs import evaluate as settings
 from llmstack import sharding
 from llmstack.data import questions, tokenizer
@@ -19,7 +20,7 @@ from llmstack.errors import BadInput
 from llmstack.infer import score as scoring
 from llmstack.infer.score import score, windows
 from llmstack.model import forward, ready, unembed
-from llmstack.tasks import evaluate, sample, start
+from llmstack.tasks import assistant, evaluate, sample, start
 from llmstack.tasks.evaluate import Model, bits, choose, extract, match, right, wilson, win_rate
 
 ONE = sharding.make_mesh(devices=jax.devices()[:1])
@@ -338,3 +339,21 @@ def test_a_conversation_that_is_too_long_loses_its_beginning(words, capsys):
   assert kept == messages[2:] and ids == template.prompt(kept) and 'first 1 exchanges' in capsys.readouterr().err
   assert sample.fitting(template, messages, 1)[0] == messages[4:]
   assert sample.template_for(None, words) is None and set(template.stops) >= {words.eos}
+
+
+def test_stages_are_there_before_any_is_measured(words, tmp_path):
+  """The last stage of an assistant was never trained, and minutes of measuring the others end in a traceback."""
+  c, saved = stages.get_config(), save(tmp_path / 'run', words)
+  c.world = str(tmp_path)
+  with pytest.raises(BadInput, match='manifest.json does not exist: make the world with'):
+    assistant.run(c, str(tmp_path / 'out'))
+  (tmp_path / 'manifest.json').write_text('{"seed": 0}')
+  (tmp_path / 'questions.jsonl').write_text('')
+  for name in c.models:
+    c.models[name] = saved
+  with pytest.raises(BadInput, match='models.reward = .*run is no reward model'):
+    assistant.run(c, str(tmp_path / 'out'))
+  c.models.distilled = str(tmp_path / 'none')
+  del c.models.reward
+  with pytest.raises(BadInput, match='models.distilled = .*none: there are no checkpoints'):
+    assistant.run(c, str(tmp_path / 'out'))

@@ -10,7 +10,6 @@ What is wrong with a record is a BadInput that names the place; with source.on_e
 import collections
 import functools
 import itertools
-import math
 import re
 from typing import NamedTuple
 
@@ -34,6 +33,7 @@ PAIRS = (
   'question answer_matching_behavior answer_not_matching_behavior', 'question predictions preference [passages]',
 )  # fmt: skip
 RATED = ('prompt completion label', 'prompt response label', 'chosen rejected [prompt]')
+LARGEST = 3e38  # about that of float32, as which it is stored
 SPEAKER = re.compile(r'\n\n(Human|Assistant):')
 
 
@@ -147,7 +147,7 @@ def _each(source, counts, fields, forms, made, extra=()):
     form = next((need for need in needs if set(need) <= set(row)), None)
     if form is None:
       wanted = ', or '.join('+'.join(need) for need in needs)
-      raise Bad('missing field', f'{where} has fields {sorted(row)}, where {wanted} are needed: set fields')
+      raise Bad('missing field', f'{where} has fields {sorted(row)}, where {wanted} are needed: rename them')
     yield from made(where, row, form)
 
   for where, row in sources.rows(source, counts):
@@ -161,7 +161,7 @@ def _each(source, counts, fields, forms, made, extra=()):
         break
       except Bad as bad:
         if source.on_error == 'raise':
-          raise
+          raise Bad(bad.kind, f'{bad}; or have such records left out and counted with data.on_error=skip') from None
         counts[bad.kind] += 1
       else:
         yield here, example
@@ -239,6 +239,8 @@ def _pair(where, prompt, chosen, rejected, row):
   if chosen == rejected:
     raise Bad('equal replies', f'{where}: chosen and rejected are the same: drop the pair')
   scores = [_number(row, name, where) for name in ('score_chosen', 'score_rejected') if name in row]
+  if len(scores) == 1:
+    raise Bad('bad score', f'{where} has one of score_chosen and score_rejected: give both or none')
   margin = _number(row, 'margin', where) if 'margin' in row else scores[0] - scores[1] if len(scores) == 2 else 0.0
   label = _number(row, 'label', where) if 'label' in row else 1.0
   if not 0 <= label <= 1:
@@ -248,8 +250,8 @@ def _pair(where, prompt, chosen, rejected, row):
 
 def _number(row, name, where):
   value = row[name]
-  if not isinstance(value, int | float) or not math.isfinite(value):
-    raise Bad(f'bad {name.split("_")[0]}', f'{where}: {name} is {value!r}: give a finite number')
+  if not isinstance(value, int | float) or not abs(value) < LARGEST:
+    raise Bad(f'bad {name.split("_")[0]}', f'{where}: {name} is {value!r:.80}: give a finite number')
   return float(value)
 
 

@@ -17,12 +17,30 @@ from llmstack.tasks.sample import complete_ids
 SPLITS = ('held_out', 'sft', 'statement', 'unseen', 'sum')
 
 
-def rows(path):
-  """Returns the objects of a JSON-lines file of the world."""
+def read(world, name):
+  """Returns the text of a file of the world's folder. Raises: BadInput where it is not there."""
+  path = os.path.join(world, name)
   if not os.path.exists(path):
     raise BadInput(f'{path} does not exist: make the world with --config configs/world.py')
   with open(path) as f:
-    return [json.loads(line) for line in f]
+    return f.read()
+
+
+def rows(world, name):
+  """Returns the objects of a JSON-lines file of the world's folder."""
+  return [json.loads(line) for line in read(world, name).split('\n') if line]
+
+
+def check(config):
+  """Returns nothing; raises BadInput for a stage that has not run, before those that have are measured."""
+  errors.at_least(config, 1, 'batch', 'questions', 'new_tokens', 'quizzes')
+  for name, workdir in config.models.items():
+    try:
+      kind = start.Trained(workdir).kind
+    except BadInput as e:
+      raise BadInput(f'models.{name} = {workdir}: {e}') from None
+    if (kind == 'reward') != (name == 'reward'):
+      raise BadInput(f'models.{name} = {workdir} is {"a" if kind == "reward" else "no"} reward model: give another one')
 
 
 def quizzes(model, facts, n):
@@ -94,11 +112,10 @@ class Table:
 
 def run(config, workdir):
   """Prints a table of every stage, writes it to assistant.json, and ends with status 1 where a limit was missed."""
-  errors.at_least(config, 1, 'batch', 'questions', 'new_tokens', 'quizzes')
-  with open(os.path.join(config.world, 'manifest.json')) as f:
-    seed = json.load(f)['seed']
+  seed = json.loads(read(config.world, 'manifest.json'))['seed']
+  check(config)
   facts = lambda row: world_chat.find(seed, row['fact'])  # noqa: E731
-  every = rows(os.path.join(config.world, 'questions.jsonl'))
+  every = rows(config.world, 'questions.jsonl')
   asked = [row for s in SPLITS for row in [r for r in every if r['split'] == s][: config.questions]]
   mesh, least, table = sharding.make_mesh(**config.mesh), config.least, Table()
   load = lambda name: Model.of(config.models[name], None, mesh, config.batch)  # noqa: E731
@@ -133,7 +150,7 @@ def run(config, workdir):
   table.add('lora: share of parameters not trained', 1 - own, 1 - config.most_lora)
 
   judge = reward.Scorer(config.models.reward, mesh, config.batch)
-  pairs = rows(os.path.join(config.world, 'pairs-eval.jsonl'))
+  pairs = rows(config.world, 'pairs-eval.jsonl')
   scores = [judge([p['prompt'] for p in pairs], [p[side] for p in pairs]) for side in ('chosen', 'rejected')]
   ranked = scores[0] > scores[1]
   table.share('reward: held-out pairs ranked right', int(ranked.sum()), len(pairs), least.reward)
