@@ -54,10 +54,11 @@ def own(folder, name):
 
 def test_what_goes_out_comes_back(kept, cfg, tmp_path):
   """A leaf is transposed, the scale is lost, or the base that an adapter belongs to is forgotten on the way."""
-  verb(kept, 'import', 'peft', tmp_path / 'back', '--base', str(kept / 'base'))
+  verb(kept, 'import', 'peft', tmp_path / 'back', '--base', str(kept / 'base'), '--chat', 'llmstack')
   jax.tree.map(np.testing.assert_array_equal, own(kept, tmp_path / 'back'), adapted(cfg))
   was, now = (start.Trained(str(kept / name)) for name in ('lora', tmp_path / 'back'))
   assert now.lora() == was.lora() == LORA and now.meta['adapter'] == was.meta['adapter']
+  assert now.template == was.template == 'llmstack'
   verb(kept, 'export', tmp_path / 'back', tmp_path / 'again')
   for name in ('adapter_model.safetensors', 'adapter_config.json'):
     assert (tmp_path / 'again' / name).read_bytes() == (kept / 'peft' / name).read_bytes()
@@ -95,6 +96,7 @@ def test_what_cannot_be_moved_is_refused(kept, tmp_path):
     ('import', 'peft', new, ('--base', str(kept / 'reward')), 'is a reward model'),
     ('import', 'peft', new, ('--base', str(kept / 'none')), 'there are no checkpoints'),
     ('import', 'lora', new, base, 'does not hold adapter_config.json'),
+    ('import', 'peft', new, (*base, '--chat', 'none'), "template is 'none': choose from"),
     ('import', GOLDEN, new, base, r'k_proj.lora_A.weight is \(4, 16\) and this base needs \(4, .*another base'),
     ('import', 'peft', 'lora', base, 'lora already holds checkpoint 0'),
     ('swap', 'lora', new, (), r'invalid choice.*swap.*: llmstack adapter export\|import\|merge SOURCE TARGET'),

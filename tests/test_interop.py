@@ -80,6 +80,9 @@ def test_damaged_files_are_refused(tmp_path):
   write(tmp_path / 'm.bin', cut=8)
   with pytest.raises(BadInput, match='holds .* bytes of tensors and its header asks for .*: the file is damaged'):
     llama2c.load(tmp_path / 'm.bin')
+  (tmp_path / 'e.bin').write_bytes(b'short')
+  with pytest.raises(BadInput, match='does not start with a llama2.c version-0 header'):
+    llama2c.load(tmp_path / 'e.bin')
   (tmp_path / 'e.bin').write_bytes(b'not a model, but long enough for a header')
   with pytest.raises(BadInput, match='the file is damaged'):
     llama2c.load(tmp_path / 'e.bin')

@@ -315,6 +315,8 @@ def test_reference_log_probs_are_stored_beside_the_rows(run):
   told['of']['model'] = 'f' * 32
   files[0].write_text(json.dumps(told))
   run.refused('other model', 'remove it', run=run.pairs, **settings)
+  files[0].write_text('{"of": {')
+  run.refused('damaged', 'remove it', run=run.pairs, **settings)
   files[0].unlink()
   assert run.pairs('p-again', **settings) == 0
   stored = next(files[0].parent.glob('ref-*.npy'))
@@ -389,7 +391,7 @@ def test_bad_input_gets_a_sentence(run):
 
 
 def test_an_adapter_stays_with_its_base(run):
-  """An adapter is resumed on, or merged into, another base than it was trained on."""
+  """An adapter is resumed on, or merged into, another base than it was trained on; or DPO goes on against another."""
   f = run.folder
   assert run.chats('ad-sft') == 0 and run.chats('ad-other', **{'optim.lr': 1e-3}) == 0
   import shutil
@@ -402,6 +404,12 @@ def test_an_adapter_stays_with_its_base(run):
   run.capsys.readouterr()
   assert run.chats('ad', **settings | {'train.steps': 3, 'checkpoint.init_from': f / 'ad-other'}) == 78
   assert 'adapter for another base' in run.capsys.readouterr().err
+  settings = {'checkpoint.init_from': f / 'ad-sft', 'train.steps': 2}
+  assert run.pairs('ad-dpo', **settings) == 0
+  run.capsys.readouterr()
+  settings |= {'train.steps': 3}
+  assert run.pairs('ad-dpo', **settings | {'checkpoint.init_from': f / 'ad-other'}) == 78
+  assert 'ad-other/checkpoints/3, another reference: give that one again' in run.capsys.readouterr().err
   shutil.rmtree(f / 'ad-base')
   with pytest.raises(ValueError, match='which is not there|cannot be read'):
     start.Trained(f / 'ad').params(mesh)

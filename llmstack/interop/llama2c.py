@@ -19,7 +19,8 @@ def load(path):
   Raises: BadInput where the file's size is not what its header says.
   """
   with open(path, 'rb') as f:
-    header = np.frombuffer(f.read(28), '<i4')
+    head = f.read(28)
+    header = np.frombuffer(head[: len(head) // 4 * 4], '<i4')
     if len(header) < 7 or min(header[:5]) < 1 or header[6] < 1:
       raise BadInput(f'{path} does not start with a llama2.c version-0 header: export it with legacy_export')
     D, F, L, N, K, V, S = (int(x) for x in header)

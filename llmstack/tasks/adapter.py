@@ -1,7 +1,7 @@
 """`llmstack adapter`: adapters of LoRA to and from PEFT's format, and merged into their base.
 
 llmstack adapter export WORKDIR FOLDER             # adapter_model.safetensors and adapter_config.json
-llmstack adapter import FOLDER WORKDIR --base DIR     # a checkpoint of ours, an adapter of DIR's newest checkpoint
+llmstack adapter import FOLDER WORKDIR --base DIR [--chat llmstack]  # an adapter of DIR's newest checkpoint
 llmstack adapter merge WORKDIR OUT                 # a checkpoint of whole parameters
 """
 
@@ -11,6 +11,7 @@ import os
 import jax
 
 from llmstack import errors, sharding
+from llmstack.data import chat
 from llmstack.errors import BadInput
 from llmstack.interop import peft
 from llmstack.model import describe
@@ -45,7 +46,12 @@ def take(given):
     raise BadInput(f'{base.where} is a reward model, and such adapters are of language models: give the one it was')
   lora, adapters = peft.load(given.source, base.cfg)
   meta = {k: base.meta[k] for k in ('config', 'tokenizer')} | {'model': describe(base.cfg), 'kind': 'lm'}
-  meta |= base.adapter_record(lora, ()) | {'template': base.template}
+  name = given.chat or base.template
+  if name is None:
+    start.say(f'{given.source} says no chat template, nor does the base: give --chat if it was tuned on conversations')
+  else:
+    chat.template(name, base.tokenizer)
+  meta |= base.adapter_record(lora, ()) | {'template': name}
   print(start.save_parameters(given.target, adapters, meta))
 
 
@@ -63,12 +69,13 @@ def command(argv):
   parser = argparse.ArgumentParser('llmstack adapter', description='Adapters in and out, and merged.')
 
   def refuse(message):
-    raise BadInput(f'{message}: llmstack adapter export|import|merge SOURCE TARGET [--base DIR]')
+    raise BadInput(f'{message}: llmstack adapter export|import|merge SOURCE TARGET [--base DIR] [--chat llmstack]')
 
   parser.error = refuse
   parser.add_argument('what', choices=VERBS)
   parser.add_argument('source')
   parser.add_argument('target')
   parser.add_argument('--base', help='of import: workdir of the base model')
+  parser.add_argument('--chat', help="of import: chat template that the adapter was tuned with; by default the base's")
   given = parser.parse_args(argv)
   VERBS[given.what](given)

@@ -35,7 +35,10 @@ def attach(part, name, compute, of, mesh, batch):
   path = os.path.join(part.folder, f'{name}-{of["model"][:12]}')
   if os.path.exists(f'{path}.json'):
     with open(f'{path}.json') as f:
-      told = json.load(f)
+      try:
+        told = json.load(f)
+      except ValueError as e:
+        raise BadInput(f'{path}.json is damaged ({e}): remove it, and it is computed again') from None
     if differ := [k for k in of if told['of'].get(k) != of[k]]:
       raise BadInput(f'{path}.json is of other {" and ".join(differ)}: remove it, and it is computed again')
     try:
@@ -54,6 +57,8 @@ def attach(part, name, compute, of, mesh, batch):
       if field not in stored:
         file = f'{path}.{field}.npy'
         stored[field] = np.lib.format.open_memmap(file, 'w+', x.dtype, (len(part), *x.shape[1:]))
+      if not np.isfinite(x[:n]).all():
+        raise BadInput(f'{name} of rows {i} to {i + n - 1} of {part.folder} is not finite: that model is damaged')
       stored[field][i : i + n] = x[:n]
   for array in stored.values():
     array.flush()
