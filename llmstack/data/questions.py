@@ -82,7 +82,9 @@ def question(record, where, fields, join):
     contexts = [record['query']] * len(choices)
   gold = int(gold) if isinstance(gold, str) and gold.isdecimal() else gold
   if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-    raise BadInput(f'{where}: the right answer is {gold!r}, and there are {len(choices)} choices, counted from 0')
+    raise BadInput(
+      f'{where}: the right answer is {gold!r}, and there are {len(choices)} choices, counted from 0: correct it'
+    )
   if len(choices) < 2 and fields != CHOICES[4]:
     raise BadInput(f'{where} has {len(choices)} choices: there is nothing to choose')
   if empty := [i for i, c in enumerate(choices) if not c.strip()]:

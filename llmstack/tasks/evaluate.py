@@ -227,6 +227,7 @@ def run(config, workdir):
   for name, items in prompted.items():
     scorer_for(config, items, config.prompts.sources[name].extract, mesh)
   model = Model.of(workdir, config.step, mesh, config.batch)
+  other = prompted and config.prompts.against and Model.of(config.prompts.against, None, mesh, config.batch)
   window = model.cfg.length if config.text.window is None else config.text.window
   stride = max(window // 2, 1) if config.text.stride is None else config.text.stride
   if not stride <= window <= model.cfg.length:
@@ -243,7 +244,6 @@ def run(config, workdir):
     out['questions'][name] = found = choose(model, items)
     show_choices(name, found)
   if prompted:
-    other = config.prompts.against and Model.of(config.prompts.against, None, mesh, config.batch)
     print(f'{"answers by generation":24}{"prompts":>10}  score         value   95 % interval')
     for name, items in prompted.items():
       out['prompts'][name] = found = ask(config, model, other, name, items)

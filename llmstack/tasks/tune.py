@@ -114,7 +114,8 @@ class Tuned:
     if origin.resumes:
       was, now = ({k: v for k, v in m.get('adapter', {}).items() if k != 'base'} for m in (origin.meta, record))
       if lines := differences(was, now, 'adapter.'):
-        raise BadInput('\n'.join([f'{origin.where} is an adapter for another base (checkpoint -> config):', *lines]))
+        said = f'{origin.where} is an adapter for another base, or another adapter (checkpoint -> config):'
+        raise BadInput('\n'.join([said, *lines, 'set that back, or give another --workdir']))
       was = origin.meta.get('reference')
       if was and 'reference' in record and was['identity'] != self.base.identity:
         raise BadInput(
