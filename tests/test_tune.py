@@ -409,7 +409,8 @@ def test_an_adapter_stays_with_its_base(run):
   run.capsys.readouterr()
   settings |= {'train.steps': 3}
   assert run.pairs('ad-dpo', **settings | {'checkpoint.init_from': f / 'ad-other'}) == 78
-  assert 'ad-other/checkpoints/3, another reference: give that one again' in run.capsys.readouterr().err
+  assert 'ad-other/checkpoints/3: give that one again' in run.capsys.readouterr().err
+  assert not (f / 'ad-dpo/checkpoints/WRITER').exists(), 'the folder is still held by a run that was refused'
   shutil.rmtree(f / 'ad-base')
   with pytest.raises(ValueError, match='which is not there|cannot be read'):
     start.Trained(f / 'ad').params(mesh)

@@ -117,6 +117,7 @@ def build(config, origin, mesh, watch):
   """Returns the Job of distillation."""
   tuned = tune.Tuned(config, origin, layers=config.student.layers)
   teacher = teacher_for(config, tuned)
+  record = tune.same(origin, 'teacher', teacher)
   tuned.check_layout(mesh)
   stream, held_out = tuned.rows('chat', watch)
   frozen, k = tuned.frozen(mesh), config.teacher.top_k
@@ -141,7 +142,7 @@ def build(config, origin, mesh, watch):
 
   return tune.job(
     tuned, stream, held_out, loss(tuned, teacher, config), mesh, frozen=frozen, before=answer and before,
-    record={'teacher': {'workdir': teacher.workdir, 'step': teacher.step, 'identity': teacher.identity}},
+    record=record,
   )  # fmt: skip
 
 

@@ -133,7 +133,9 @@ def build(config, origin, mesh, watch):
   tuned.check_layout(mesh)
   stream, held_out = tuned.rows('rated' if config.objective.kind == 'kto' else 'pairs', watch)
   objective, r = Objective.of(config, tuned), config.reference
-  frozen = tuned.frozen(mesh)
+  frozen, record = tuned.frozen(mesh), {}
+  if objective.referred and not tuned.lora and r.every is None:  # with adapters, their record names the base
+    record = tune.same(origin, 'reference', tuned.base)
   if objective.referred and r.kind == 'precomputed':
     params = tuned.base.params(mesh)
     of = {'model': tuned.base.identity, 'run': describe(tuned.cfg)}
@@ -152,7 +154,7 @@ def build(config, origin, mesh, watch):
     return frozen, batch
 
   return tune.job(
-    tuned, stream, held_out, objective.loss, mesh, frozen=frozen, before=before,
+    tuned, stream, held_out, objective.loss, mesh, frozen=frozen, before=before, record=record,
     wrap=r.every and (lambda tx: optim.followed(tx, every=r.every, mix=r.mix)),
   )  # fmt: skip
 

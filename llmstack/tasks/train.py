@@ -3,6 +3,7 @@
 A task is `build(config, origin, mesh, watch) -> Job`; the Job says what is trained on what, and `run` does the rest.
 """
 
+import contextlib
 import json
 import os
 from typing import Any, NamedTuple
@@ -113,6 +114,12 @@ def run(config, workdir, check, build):
     errors.local(workdir, 'workdir'), keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
     best=config.checkpoint.best and (config.checkpoint.best, 'min'), create=True,
   )  # fmt: skip
+  with contextlib.closing(own):
+    _fit(config, workdir, build, own, mesh, tx, rate, watch)
+
+
+def _fit(config, workdir, build, own, mesh, tx, rate, watch):
+  """Trains to config.train.steps; `own`, the Checkpoints of the workdir, is closed by the caller."""
   origin = start.Origin(config, own)
   job = build(config, origin, mesh, watch)
   tx = job.wrap(tx) if job.wrap else tx
@@ -133,8 +140,8 @@ def run(config, workdir, check, build):
     microbatches=config.train.microbatches, remat=config.model.remat, fsdp=config.mesh.fsdp, batch=config.data.batch
   )
   inner = steps.make_step(
-    job.loss_fn, tx, seed=config.seed, microbatches=config.train.microbatches, clip=o.clip,
-    spike_sigma=config.train.spike_sigma,
+    job.loss_fn, tx, seed=config.seed, microbatches=config.train.microbatches,
+    clip=config.optim.clip, spike_sigma=config.train.spike_sigma,
   )  # fmt: skip
 
   def one_step(state, frozen, batch):
@@ -193,6 +200,5 @@ def run(config, workdir, check, build):
       )  # fmt: skip
     finally:
       log.close()
-      own.close()
   if not jax.process_index():
     start.say(metrics.plot(workdir))

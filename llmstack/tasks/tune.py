@@ -99,29 +99,16 @@ class Tuned:
     windows = tuple(self.base.cfg.window_of_layer[i] for i in self.layers) if self.cfg.windows else ()
     return dataclasses.replace(self.cfg, layers=len(self.layers), windows=windows)
 
-  def _refers(self):
-    """Returns whether the base stays the reference of the objective for the whole run."""
-    c = self.config
-    return c.task == 'prefer' and c.objective.kind in ('dpo', 'kto') and c.reference.every is None
-
   def _record(self, origin):
     """Returns what checkpoints say of the base; raises BadInput where a resumed run had another one."""
     record = {'kind': 'reward' if self.reward else 'lm', 'template': self.config.chat.template}
     if self.lora:
       record |= self.base.adapter_record(self.lora, self.quantised)
-    elif self._refers():
-      record |= {'reference': {'base': str(self.base.workdir), 'step': self.base.step, 'identity': self.base.identity}}
     if origin.resumes:
       was, now = ({k: v for k, v in m.get('adapter', {}).items() if k != 'base'} for m in (origin.meta, record))
       if lines := differences(was, now, 'adapter.'):
         said = f'{origin.where} is an adapter for another base, or another adapter (checkpoint -> config):'
         raise BadInput('\n'.join([said, *lines, 'set that back, or give another --workdir']))
-      was = origin.meta.get('reference')
-      if was and 'reference' in record and was['identity'] != self.base.identity:
-        raise BadInput(
-          f'{origin.where} was trained against {was["base"]}, step {was["step"]}, and checkpoint.init_from is now '
-          f'{self.base.where}, another reference: give that one again, or another --workdir'
-        )
     return record
 
   def fresh(self):
@@ -208,6 +195,20 @@ class Tuned:
 
   def check_layout(self, mesh):
     start.check_layout(self.config, self.cfg, self.fresh, mesh)
+
+
+def same(origin, what, model):
+  """Returns {what: which model it is} for the checkpoints, of a start.Trained that a run is measured against.
+
+  Raises: BadInput where the run that is resumed had another one.
+  """
+  was = origin.resumes and origin.meta.get(what)
+  if was and was['identity'] != model.identity:
+    raise BadInput(
+      f'{origin.where} had the {what} {was["workdir"]}, step {was["step"]}, and is resumed with {model.where}: '
+      'give that one again, or another --workdir'
+    )
+  return {what: {'workdir': str(model.workdir), 'step': model.step, 'identity': model.identity}}
 
 
 def hidden_of(cfg, params, batch, rng=None):
