@@ -1,5 +1,6 @@
 """Tuning end to end, in this process: SFT, reward model, the preference objectives and distillation on a tiny base."""
 
+import dataclasses
 import json
 import math
 
@@ -14,7 +15,7 @@ from llmstack.checkpoint import Checkpoints
 from llmstack.data import batch as batches
 from llmstack.data import pipeline
 from llmstack.main import cli, load
-from llmstack.tasks import prefer, reward, sft, start, tune
+from llmstack.tasks import distill, prefer, reward, sft, start, tune
 from tests.helpers import close
 
 TEXT = 'the cat sat on the mat and the dog sat on the log; ' * 200
@@ -118,7 +119,7 @@ def job(run, path, **settings):
   """Returns (config, Tuned, batch of all training rows) of a config, without running it."""
   config = load(path)
   names = {k: v for k, v in settings.items()}
-  kind = {'sft': 'chat', 'reward': 'pairs'}.get(config.task, 'rated' if '-kto' in path else 'pairs')
+  kind = {'sft': 'chat', 'distill': 'chat'}.get(config.task, 'rated' if '-kto' in path else 'pairs')
   file = {'chat': 'chats', 'pairs': 'pairs', 'rated': 'rated'}[kind]
   with config.unlocked():
     if 'documents' in config.data.sources:
@@ -149,10 +150,15 @@ def params_of(tuned, noise=0.0, seed=0):
   return jax.tree.unflatten(tree, leaves), frozen | {'ref': tuned.base.params(mesh)}
 
 
-def value_and_grad(loss_fn, params, frozen, batch, microbatches=1):
-  batch = jax.tree.map(jnp.asarray, batch)
-  run = lambda p: steps.accumulate(loss_fn, p, frozen, batch, jax.random.key(0), microbatches)  # noqa: E731
-  loss, _, grads = jax.jit(run)(params)
+def value_and_grad(loss_fn, params, frozen, batch, microbatches=1, size=None):
+  """Returns (loss, gradient) of a step on one device, or laid out as a run does on size = (data, fsdp, tensor)."""
+  devices = jax.devices()[: math.prod(size or [1])]
+  mesh = sharding.make_mesh(**dict(zip(('data', 'fsdp', 'tensor'), size or ())), devices=devices)
+  split = lambda x: jax.device_put(x, sharding.param_shardings(x, mesh)) if isinstance(x, dict) else x  # noqa: E731
+  run = lambda *a: steps.accumulate(loss_fn, *a, jax.random.key(0), microbatches)  # noqa: E731
+  with jax.set_mesh(mesh):
+    placed = sharding.place(batch, mesh, batches.letters)
+    loss, _, grads = jax.jit(run)(split(params), {k: split(x) for k, x in frozen.items()}, placed)
   return loss, grads
 
 
@@ -162,29 +168,37 @@ def even(batch, n):
   return {k: np.pad(x, ((0, short), *[(0, 0)] * (x.ndim - 1))) for k, x in batch.items()}
 
 
-OBJECTIVES = ('configs/sft.py:world', 'configs/reward.py:world', *(f'configs/prefer.py:world{k}' for k in (
-  '', '-cpo', '-simpo', '-orpo', '-kto')))  # fmt: skip
+OBJECTIVES = ('configs/sft.py:world', 'configs/reward.py:world', 'configs/distill.py:world', *(
+  f'configs/prefer.py:world{k}' for k in ('', '-cpo', '-simpo', '-orpo', '-kto')))  # fmt: skip
 
 
 def loss_of(path, config, tuned):
   if config.task == 'sft':
     return sft.loss(tuned, z_loss=0.0, chunk=None)
+  if config.task == 'distill':
+    return distill.loss(tuned, tuned.base, config)
   if config.task == 'reward':
     return reward.loss(tuned, margin=False, centering=0.01)
   return prefer.Objective.of(config, tuned).loss
 
 
 @pytest.mark.parametrize('path', OBJECTIVES)
-def test_packed_is_padded_whatever_the_microbatches(run, path):
-  """Conversations of one row see each other (trl#1230, #3067), or a mean of means weighs rows (transformers#34191,
-  trl#3021): packed rows, one conversation per row, and microbatches of either give one loss and one gradient."""
+def test_packed_is_padded_whatever_the_microbatches_and_devices(run, path):
+  """Conversations of one row see each other (trl#1230, #3067), or a mean of means weighs rows, microbatches or devices
+  (transformers#34191, #37766, trl#3021): packed or one to a row, in parts, over eight devices, it is one loss and one
+  gradient."""
   found = []
-  for packing, parts in (('best_fit', 1), ('padded', 1), ('padded', 3), ('best_fit', 2)):
+  for packing, parts, size in (
+    ('best_fit', 1, None), ('padded', 3, None), ('padded', 1, (8, 1, 1)), ('best_fit', 2, (2, 2, 2))
+  ):  # fmt: skip
     config, tuned, batch = job(run, path, **{'data.packing': packing})
+    tuned.cfg = dataclasses.replace(tuned.cfg, scan=True)
     params, frozen = params_of(tuned, noise=0.05)
-    frozen |= {'z0': jnp.float32(0.1)}
-    found.append(value_and_grad(loss_of(path, config, tuned), params, frozen, even(batch, parts), parts))
-  assert batch['tokens'].shape[0] < 24  # packed at all
+    frozen |= {'z0': jnp.float32(0.1), 'teacher': frozen['ref']}
+    rows = len(batch['tokens'])
+    batch = even(batch, math.prod(size or (1, parts)))
+    found.append(value_and_grad(loss_of(path, config, tuned), params, frozen, batch, parts, size))
+  assert rows < 24  # packed at all
   for loss, grads in found[1:]:
     close(loss, found[0][0], 2e-6)
     close(grads, found[0][1], 2e-5)
@@ -246,12 +260,17 @@ def test_reward_is_of_the_last_token(run):
 
 
 def test_the_baseline_of_kto_is_of_the_whole_batch(run):
-  """z0 of a microbatch instead of the batch (trl PR#2153), or of completions with their own prompt (trl#1911)."""
+  """z0 of a microbatch or device instead of the batch (trl PR#2153), or of completions with their own prompt (trl#1911)."""
   config, tuned, batch = job(run, 'configs/prefer.py:world-kto', **{'data.packing': 'padded'})
   objective = prefer.Objective.of(config, tuned)
   params, frozen = params_of(tuned, noise=0.1)
-  batch = jax.tree.map(jnp.asarray, even(batch, 4))
-  found = [jax.jit(objective.baseline, static_argnums=3)(params, frozen, batch, n) for n in (1, 2, 4)]
+  batch, mesh = even(batch, 16), sharding.make_mesh(data=4, fsdp=2)
+  baseline = jax.jit(objective.baseline, static_argnums=3)
+  found = [baseline(params, frozen, jax.tree.map(jnp.asarray, batch), n) for n in (1, 4)]
+  with jax.set_mesh(mesh):
+    split = [jax.device_put(x, sharding.param_shardings(x, mesh)) for x in (params, frozen['ref'])]
+    found.append(baseline(split[0], {'ref': split[1]}, sharding.place(batch, mesh, batches.letters), 2))
+  assert found[0] != 0
   close(found[1:], [found[0]] * 2, 1e-6)
   real = np.asarray(batch['valid'])[:, 0] > 0
   own, other = (np.where(batch['mask'][:, side] > 0, batch['targets'][:, side], 0) for side in (0, 1))
