@@ -51,7 +51,8 @@ def run(cfg, params, prompts, lengths, seeds, *, new_tokens=20, stops=NONE, **ho
 
 @pytest.mark.parametrize('name, changes', CASES)
 def test_cached_decode_is_the_full_forward(name, changes):
-  """A rolling slot is evicted too early, a padded prompt is attended to, positions or window are off by one."""
+  """A rolling slot is evicted too early, a padded prompt is attended to, positions or window are off by one: what is
+  sampled is not what is scored (trl PR#3867, verl PR#2953)."""
   cfg = model(name, **changes)
   params = weights(cfg)
   out = run(cfg, params, PROMPTS, LENGTHS, [1, 2, 3], temperature=1.0)

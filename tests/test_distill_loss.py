@@ -77,7 +77,8 @@ def test_the_ends_are_not_limits():
 
 @pytest.mark.parametrize('beta', [0.0, 0.3, 1.0])
 def test_hidden_positions_chunks_and_rows(beta):
-  """NaN under the mask, padding as a vote (tunix has no mask here), or a mean inside: pieces of T and B must add up."""
+  """NaN under the mask (OpenRLHF PR#1240), padding as a vote (tunix has no mask here), or a mean inside
+  (transformers#34191): pieces of T and B must add up; nothing to learn is a finite zero (trl PR#3248)."""
   options = OPTIONS | {'beta': beta, 'temperature': 1.5, 't_squared': True}
   out, grad = run(STUDENT, TEACHER, mask=MASK, **options)
   bad = [np.where(MASK[..., None] != 0, x, np.float32(np.nan)) for x in (STUDENT, TEACHER)]

@@ -42,7 +42,7 @@ def test_worked_by_hand():
 
 @pytest.mark.parametrize('loss', [plain, chunked])
 def test_additive_over_splits(loss):
-  """A mean hides inside the loss: microbatches of different length then weigh the same (mean of means)."""
+  """A mean hides inside the loss: microbatches of different length then weigh the same (transformers#34191)."""
   whole = loss(HIDDEN, HEAD)
   parts = [loss(HIDDEN[i : i + 1], HEAD, TARGETS[i : i + 1], MASK[i : i + 1]) for i in range(B)]
   close(jax.tree.map(lambda *x: sum(x), *parts), whole, 1e-5)
@@ -50,7 +50,7 @@ def test_additive_over_splits(loss):
 
 @pytest.mark.parametrize('loss', [plain, chunked])
 def test_nan_under_the_mask_changes_nothing(loss):
-  """mask * NaN is NaN, and so is its gradient."""
+  """mask * NaN is NaN, and so is its gradient (OpenRLHF PR#1240)."""
   bad = np.where(MASK[..., None] != 0, HIDDEN, np.nan)
   f = jax.value_and_grad(lambda h: total(loss(h, HEAD)))
   (value, grad), (ref, ref_grad) = f(bad), f(HIDDEN)
@@ -98,6 +98,6 @@ def test_chunked_never_holds_all_logits():
 
 
 def test_empty_mask_is_a_finite_zero():
-  """0 / 0 in a batch of which every row is prompt or padding."""
+  """0 / 0 in a batch of which every row is prompt or padding (trl PR#3248)."""
   sums, weights, _ = plain(HIDDEN, HEAD, mask=MASK * 0)
   assert total((sums,)) == 0 and all(w == 0 for w in weights.values())

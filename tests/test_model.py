@@ -29,7 +29,10 @@ def loss_and_grad(cfg, params, b):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_token_sees_its_own_past_only(name):
-  """Off by one in the causal mask, or attention and positions that leak across packed documents."""
+  """Off by one in the causal mask, or attention and positions that leak across packed documents.
+
+  Or padding on the left that moves learned positions (trl#469, #6800, NeMo-Aligner#68).
+  """
   cfg = model(name)
   params = weights(cfg)
   run = jax.jit(lambda *a: logits(cfg, params, *a))
@@ -51,6 +54,8 @@ def test_a_token_sees_its_own_past_only(name):
   for a, x in zip(alone, (tokens, positions, segments)):
     a[1, : T - 10] = x[1, 10:]
   close(run(*alone)[1, : T - 10], base[1, 10:], 2e-6)
+  padded = [np.roll(a, 10, 1) for a in alone]
+  close(run(*padded)[1, 10:], base[1, 10:], 2e-6)
 
 
 @pytest.mark.parametrize('name', GEMMA_FIRST)

@@ -63,7 +63,7 @@ def test_large_gaps_are_finite(gap):
 
 
 def test_hidden_pairs_and_splits():
-  """NaN at a void pair, in scores, margin or soft label; a mean that hides in a sum; more rows of padding."""
+  """NaN at a void pair, in scores, margin or label (OpenRLHF PR#1240); a mean that hides in a sum; rows of padding."""
   r = np.random.RandomState(0)
   valid = np.array([[1, 1, 0], [0, 1, 0], [1, 0.5, 1]], np.float32)
   arrays = [r.rand(3, 3).astype(np.float32) for _ in range(4)]

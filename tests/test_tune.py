@@ -15,6 +15,7 @@ from llmstack.checkpoint import Checkpoints
 from llmstack.data import batch as batches
 from llmstack.data import pipeline
 from llmstack.main import cli, load
+from llmstack.model import unembed
 from llmstack.tasks import distill, prefer, reward, sft, start, tune
 from tests.helpers import close
 
@@ -259,7 +260,7 @@ def test_reward_is_of_the_last_token(run):
 
 
 def test_the_baseline_of_kto_is_of_the_whole_batch(run):
-  """z0 of a microbatch or device instead of the batch (trl PR#2153), or of completions with their own prompt (trl#1911)."""
+  """z0 of a microbatch or device instead of the batch (trl PR#2153), or of matched pairs (trl#1911)."""
   config, tuned, batch = job(run, 'configs/prefer.py:world-kto', **{'data.packing': 'padded'})
   objective = prefer.Objective.of(config, tuned)
   params, frozen = params_of(tuned, noise=0.1)
@@ -278,6 +279,34 @@ def test_the_baseline_of_kto_is_of_the_whole_batch(run):
   first = np.argmax(np.asarray(batch['mask'])[:, 0] > 0, 1)
   for row in np.flatnonzero(real):
     np.testing.assert_array_equal(prompts[row, 0, : first[row]], prompts[row, 1, : first[row]])
+
+
+def test_the_students_own_answers_are_what_it_sampled(run):
+  """On-policy distillation re-encodes the answer's text (trl#5224), forces EOS onto an answer that was cut off
+  (OpenRLHF#238), learns the prompt, or scores other text than was sampled (trl PR#3867)."""
+  config, tuned, batch = job(run, 'configs/distill.py:on_policy')
+  with config.unlocked():
+    config.objective.update(new_tokens=6, sampling_temperature=0.0)
+  params, frozen = params_of(tuned, noise=0.1)
+  batch = {k: jnp.asarray(np.concatenate([x[:12], 0 * x[:1]])) for k, x in batch.items()}
+  own = jax.jit(distill.rollout(tuned, config))(params, frozen, batch, jax.random.key(0))
+  logits = jax.jit(lambda own: unembed(tuned.cfg, *tuned.hidden(params, frozen, own, None)))(own)
+  best = np.asarray(jnp.argmax(logits, -1))
+  own, batch = (jax.tree.map(np.asarray, x) for x in (own, batch))
+  learnt, odd, cut = own['mask'] > 0, 0, 0
+  np.testing.assert_array_equal(own['targets'][learnt], best[learnt])
+  for row in range(12):
+    prompt = np.argmax(batch['mask'][row] > 0) + 1
+    places = np.flatnonzero(learnt[row])
+    np.testing.assert_array_equal(own['tokens'][row, :prompt], batch['tokens'][row, :prompt])
+    np.testing.assert_array_equal(places, prompt - 1 + np.arange(len(places)))
+    assert own['segments'][row].sum() == prompt + len(places)
+    said = own['targets'][row, places].tolist()
+    assert 1 <= len(said) <= 6 and not np.isin(said[:-1], tuned.template.stops).any()
+    assert len(said) == 6 or said[-1] in tuned.template.stops
+    cut += said[-1] not in tuned.template.stops
+    odd += tuned.tokenizer.encode_plain(tuned.tokenizer.decode_plain(said)).tolist() != said
+  assert cut and odd and not learnt[12].any() and not own['segments'][12].any()
 
 
 def test_a_run_of_everything(run):

@@ -84,6 +84,27 @@ def test_a_pair_stands_in_one_row(tmp_path, template):
   assert ((made['mask'] > 0) <= (made['segments'] > 0)).all()
 
 
+@pytest.mark.parametrize('kind', ['chat', 'pairs', 'rated'])
+def test_every_example_has_one_bos_and_ends_in_a_stop_that_is_learnt(tmp_path, template, kind):
+  """No EOS behind a completion (trl#931, trl PR#3091), a BOS before the response too (tunix's DPO), or one more for the
+  tokenizer (alignment-handbook#127, NeMo-RL#855): the stop goes only where the row was cut off."""
+  records = {'chat': chats(9), 'pairs': pairs(9), 'rated': [
+    {'prompt': p['prompt'], 'completion': p['chosen'], 'label': True} for p in pairs(9)]}[kind]  # fmt: skip
+  model = template.tokenizer
+  for length, cut in ((48, False), (14, True)):
+    rows = rows_of(tmp_path, template, records, kind=kind, length=length, too_long='truncate')
+    read, ends = rows.read(range(len(rows))), []
+    assert bool(rows.manifest['too_long_rows']) == cut
+    sides = [read[k].reshape(-1, length + 1) for k in ('tokens', 'segments', 'mask')]
+    for tokens, segments, mask in zip(*sides):
+      for s in range(1, segments.max() + 1):
+        ids, learnt = tokens[segments == s], mask[segments == s]
+        assert ids[0] == model.bos and (ids == model.bos).sum() == 1
+        ends.append(ids[-1] in template.stops)
+        assert learnt[-1] and not learnt[0]
+    assert all(ends) != cut and (cut or len(ends) == 9 * (1 if kind == 'chat' else 2))
+
+
 def test_what_is_too_long_is_counted(tmp_path, template):
   """A conversation longer than a row vanishes, or is cut, without a word."""
   records = [*chats(6), *chats(2, words=40)]
