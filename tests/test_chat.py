@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from llmstack.data import chat
+from llmstack.data import chat, tuning
 from llmstack.data.tokenizer import CHAT_TOKENS, Tokenizer, train
 from llmstack.errors import BadInput
 
@@ -341,13 +341,15 @@ def test_jinja_is_chatml(tmp_path, everything, source):
 @pytest.mark.parametrize('source', [MARKED, PLAIN, HEADER_TOO, PLAIN + LAST_EOS, DEFAULT_SYSTEM, STRICT])
 @pytest.mark.parametrize('model', ['everything', 'llama_like'])
 def test_jinja_random_conversations(request, tmp_path, model, source):
-  """As for the templates of our own; and a system prompt that the template adds comes once (trl PR#1930)."""
+  """As for the templates of our own; and a system prompt that the template adds comes once, also in a pair, of which
+  prompt and completion are written together (trl PR#1930)."""
   model = request.getfixturevalue(model)
   template, rng = jinja(tmp_path, source, model), np.random.default_rng(1)
   for _ in range(25):
     messages = conversation(rng, '' if source == STRICT else 's')
     ids, mask = template.encode(messages)
     assert ids.tolist().count(model.bos) == 1 and ids[0] == model.bos
+    np.testing.assert_array_equal(tuning.behind(template, messages[:-1], messages[-1:])[0], ids)
     turns = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
     for i in turns:
       prompt = template.prompt(messages[:i])

@@ -178,6 +178,15 @@ def test_kto_needs_two_prompts(tmp_path, template):
   assert sorted(rows.read(range(4))['label'][:, 0]) == [0, 1, 1, 1]
 
 
+def test_ktos_mismatch_is_a_rotation(tmp_path, template):
+  """Turned around, the middle one of an odd number meets its own prompt (trl#1911); or one completion is met twice."""
+  records = [{'prompt': p['prompt'], 'completion': p['rejected'], 'label': True} for p in pairs(9)]
+  read = rows_of(tmp_path, template, records, kind='rated', packed=False).read(range(9))
+  own, other = ([text(template, t[m > 0].tolist()) for t, m in zip(read['tokens'][:, k], read['mask'][:, k])]
+                for k in (0, 1))  # fmt: skip
+  assert sorted(own) == sorted(other) == [f'log {i}' for i in range(9)] and all(a != b for a, b in zip(own, other))
+
+
 def test_margins_and_labels_arrive(tmp_path, template):
   """A soft label or a margin lands on another pair of its row."""
   records = [dict(p, margin=i / 4, label=1 - i / 100) for i, p in enumerate(pairs(12))]
