@@ -418,6 +418,7 @@ def test_bad_input_gets_a_sentence(run):
   refused('reference.every = 2', run=run.pairs, **{'reference.every': 2, 'lora.rank': 2})
   refused('objective.kind', run=run.pairs, **{'objective.kind': 'ppo'})
   refused('no pair of pairs says its margin', run=run.reward, **{'objective.margin': True})
+  refused('no pair of pairs says its label', run=run.pairs, **{'reference.soft_labels': True})
   for name, row, words in [
     ('equal', {'prompt': 'a?', 'chosen': 'b', 'rejected': 'b'}, ('equal.jsonl:1', 'chosen')),
     ('nan', {'prompt': 'a?', 'chosen': 'b', 'rejected': 'c', 'margin': float('nan')}, ('nan.jsonl:1', 'margin')),

@@ -133,6 +133,8 @@ def build(config, origin, mesh, watch):
   tuned.check_layout(mesh)
   stream, held_out = tuned.rows('rated' if config.objective.kind == 'kto' else 'pairs', watch)
   objective, r = Objective.of(config, tuned), config.reference
+  if r.soft_labels:
+    tune.check_given(stream.parts, 'label', 'reference.soft_labels', unsaid=(0, 1))
   frozen, record = tuned.frozen(mesh), {}
   if objective.referred and not tuned.lora and r.every is None:  # with adapters, their record names the base
     record = tune.same(origin, 'reference', tuned.base)

@@ -39,20 +39,13 @@ def loss(tuned, *, margin, centering):
   return loss_fn
 
 
-def check_margins(parts):
-  """Returns nothing; raises BadInput where no pair of a source has a margin. parts: {name: pipeline.Rows}."""
-  for name, part in parts.items():
-    if not any(part.read([i])['margin'].any() for i in range(len(part))):
-      raise BadInput(f'objective.margin = True, and no pair of {name} says its margin: set it to False')
-
-
 def build(config, origin, mesh, watch):
   """Returns the Job of a reward model on preference pairs."""
   tuned = tune.Tuned(config, origin, reward=True)
   tuned.check_layout(mesh)
   stream, held_out = tuned.rows('pairs', watch)
   if config.objective.margin:
-    check_margins(stream.parts)
+    tune.check_given(stream.parts, 'margin', 'objective.margin', unsaid=(0,))
   loss_fn = loss(tuned, margin=config.objective.margin, centering=config.objective.centering)
   return tune.job(tuned, stream, held_out, loss_fn, mesh)
 

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmstack import sharding
 from llmstack.checkpoint import differences
@@ -209,6 +210,16 @@ def same(origin, what, model):
       'give that one again, or another --workdir'
     )
   return {what: {'workdir': str(model.workdir), 'step': model.step, 'identity': model.identity}}
+
+
+def check_given(parts, field, setting, unsaid):
+  """Returns nothing; raises BadInput where no pair of a source says what a setting is to read.
+
+  parts: {name: pipeline.Rows} of pairs. field: 'margin' or 'label'. unsaid: its values where nobody says it.
+  """
+  for name, part in parts.items():
+    if all(np.isin(part.read([i])[field], unsaid).all() for i in range(len(part))):
+      raise BadInput(f'{setting} = True, and no pair of {name} says its {field}: set it to False')
 
 
 def hidden_of(cfg, params, batch, rng=None):
