@@ -41,6 +41,7 @@ def common(c, *, world):
   c.data = ConfigDict()
   c.data.folder = 'runs/rows'  # packed rows, one folder per content; shared between runs
   c.data.length = 128 if world else 512  # T, tokens per row and of the longest conversation
+  c.data.prompt = config_dict.placeholder(int)  # of these, for prompts that pairs share; None = each side has its own
   c.data.batch = 16 if world else 8  # rows per step, all devices together
   c.data.packing = 'best_fit'  # best_fit | padded (one per row)
   c.data.too_long = 'drop'  # drop | truncate | refuse: a conversation longer than data.length; counted

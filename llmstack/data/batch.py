@@ -3,7 +3,7 @@
 `...` is B, or B,M for rows of preference pairs: M = 2 completions of the same prompts, the chosen one first.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -35,11 +35,19 @@ class Pairs(Batch):
   margin: float32[B,P] by how much the chosen one is better, 0 where nobody says.
   label: float32[B,P] probability that the chosen one is better.
   valid: float32[B,P] 1 where there is a pair.
+
+  Where the two share their prompts (data.prompt), there are three arrays more, int32[B,data.prompt] each, of the
+  prompts without their last tokens, with which the sides begin. A side's positions go on where its prompt's end.
+
+  prompt, prompt_segments, prompt_positions: as tokens, segments and positions. A prompt of one token has none here.
   """
 
   margin: np.ndarray
   label: np.ndarray
   valid: np.ndarray
+  prompt: NotRequired[np.ndarray]
+  prompt_segments: NotRequired[np.ndarray]
+  prompt_positions: NotRequired[np.ndarray]
 
 
 LETTERS = {'margin': 'BP', 'label': 'BP', 'valid': 'BP'}  # of fields that are no [B,T] or [B,M,T]
@@ -66,7 +74,22 @@ def make(rows):
     out['mask'] *= rows.pop('mask')[..., 1:]
   if 'label' in rows:
     out['valid'] = (out['segments'].max((1, 2))[:, None] > np.arange(rows['label'].shape[1])).astype(np.float32)
+  if 'prompt' in rows:
+    before = rows['prompt_segments']
+    rows['prompt_positions'] = positions(before)
+    length = np.stack([(before == s).sum(1) for s in range(1 + out['segments'].max(initial=0))], 1)
+    length[:, 0] = 0  # padding is nobody's
+    out['positions'] += np.take_along_axis(length[:, None], out['segments'], 2).astype(np.int32)
   return out | rows
+
+
+def positions(segments):
+  """Returns int32[...,T]: the place of each column within its segment, from 0; 0 at padding."""
+  column = np.arange(segments.shape[-1], dtype=np.int32)
+  first = np.ones(segments.shape, bool)
+  first[..., 1:] = segments[..., 1:] != segments[..., :-1]
+  place = column - np.maximum.accumulate(np.where(first, column, 0), axis=-1)
+  return np.where(segments == 0, 0, place).astype(np.int32)
 
 
 def targets(tokens, segments):
@@ -77,14 +100,10 @@ def targets(tokens, segments):
   """
   check('BMT,BMT' if tokens.ndim == 3 else 'BT,BT', tokens, segments)
   inputs = np.ascontiguousarray(segments[..., :-1])
-  column = np.arange(inputs.shape[-1], dtype=np.int32)
-  first = np.ones(inputs.shape, bool)
-  first[..., 1:] = inputs[..., 1:] != inputs[..., :-1]
-  positions = column - np.maximum.accumulate(np.where(first, column, 0), axis=-1)
   return Batch(
     tokens=np.ascontiguousarray(tokens[..., :-1]),
     targets=np.ascontiguousarray(tokens[..., 1:]),
     segments=inputs,
-    positions=np.where(inputs == 0, 0, positions).astype(np.int32),
+    positions=positions(inputs),
     mask=loss_mask(segments).astype(np.float32),
   )

@@ -127,6 +127,33 @@ def place(size, length):
   return row, start, segment
 
 
+def place_two(size, room, group=1 << 14):
+  """Returns (row, start, segment) of pieces that take room of two kinds, start int64[n,2]: best fit, largest first.
+
+  A piece is as large as the greater share that it takes of either room, and fits best where the rest of both shares
+  is least. Every open row is looked at, so pieces are placed in groups.
+
+  size: int[n,2]. room: int[2], of an empty row.
+  """
+  room, count = np.asarray(room), 0
+  row, segment, start = np.empty(len(size), np.int64), np.empty(len(size), np.int64), np.empty(size.shape, np.int64)
+  for begin in range(0, len(size), group):
+    part = size[begin : begin + group]
+    left, used = np.tile(room, (len(part), 1)), np.zeros(len(part), np.int64)
+    last = 0  # rows of the group that are in use
+    for piece in np.argsort(-(part / room).max(1), kind='stable').tolist():
+      rest = left[:last] - part[piece]
+      loose = np.where((rest >= 0).all(1), (rest / room).sum(1), np.inf)
+      r = int(loose.argmin()) if last and np.isfinite(loose.min()) else last
+      last = max(last, r + 1)
+      i = begin + piece
+      used[r] += 1
+      row[i], start[i], segment[i] = count + r, room - left[r], used[r]
+      left[r] -= part[piece]
+    count += last
+  return row, start, segment
+
+
 def permute(index, size, key):
   """Returns int64[n]: the images of `index` under a permutation of range(size) that key names.
 
@@ -172,23 +199,28 @@ def seed_key(*parts):
   return np.uint64(int(digest(parts)[:16], 16))
 
 
-def row_dtype(length, vocab, kind='text', pairs=0):
+def row_dtype(length, vocab, kind='text', pairs=0, prompt=0):
   """Returns the numpy dtype of one stored row, its fields one after the other, little-endian.
 
   kind: 'text' has tokens and segments; 'chat' also the mask of what is trained on; 'pairs' has all three for two
     completions per prompt, and a margin and a label for each of up to `pairs` of them.
+  prompt: columns of the prompts that the two share, 0 where each has its own.
   """
   token = '<u2' if vocab <= 65536 else '<u4'
   shape = (2, length) if kind == 'pairs' else (length,)
   fields = [('tokens', token, shape), ('segments', '<u2', shape)]
   if kind != 'text':
     fields.append(('mask', 'u1', shape))
+  if prompt:
+    fields += [('prompt', token, (prompt,)), ('prompt_segments', '<u2', (prompt,))]
   if kind == 'pairs':
     fields += [('margin', '<f4', (pairs,)), ('label', '<f4', (pairs,))]
   return np.dtype(fields)
 
 
-def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS_PER_FILE, kind='text', pairs=0):
+def write_rows(
+  rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS_PER_FILE, kind='text', pairs=0, prompt=0
+):
   """Returns the manifest of `folder`, which appears whole or not at all, rows globally shuffled.
 
   rows: iterable of (tokens int32[T+1], segments int32[T+1]), or of what else a row of this kind has.
@@ -203,16 +235,17 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
   os.makedirs(os.path.dirname(folder), exist_ok=True)
   with tempfile.TemporaryDirectory(dir=os.path.dirname(folder), prefix='.packing-') as scratch:
     spill = os.path.join(scratch, 'spill')
-    counts = _spill(rows, spill, vocab, kind, pairs)
+    counts = _spill(rows, spill, vocab, kind, pairs, prompt)
     if not counts['targets']:
       raise BadInput(
         f'no token is left to pack into {folder}: check the source and its field, or set another holdout or holdout_by'
       )
     partial = os.path.join(scratch, 'rows')
     os.mkdir(partial)
-    dtype = row_dtype(counts['length'], vocab, kind, pairs)
+    dtype = row_dtype(counts['length'], vocab, kind, pairs, prompt)
     manifest = dict(manifest_fields, format=FORMAT, vocab=vocab, seed=seed, **counts)
     manifest |= {} if kind == 'text' else dict(kind=kind, pairs=pairs)
+    manifest |= dict(prompt=prompt) if prompt else {}
     manifest['token_dtype'] = dtype['tokens'].base.name
     manifest['files'] = _write_files(np.memmap(spill, dtype, 'r'), partial, seed, rows_per_file)
     manifest['fingerprint'] = digest(manifest)
@@ -227,7 +260,7 @@ def write_rows(rows, folder, *, vocab, seed, manifest_fields, rows_per_file=ROWS
   return manifest
 
 
-def _blocks(rows, vocab, counts, kind='text', pairs=0):
+def _blocks(rows, vocab, counts, kind='text', pairs=0, prompt=0):
   """Yields blocks of stored rows; counts: rows, length, tokens and targets, updated."""
   rows = iter(rows)
   while block := list(itertools.islice(rows, BLOCK)):
@@ -236,24 +269,24 @@ def _blocks(rows, vocab, counts, kind='text', pairs=0):
     if tokens.min() < 0 or tokens.max() >= vocab:
       raise ValueError(f'token {tokens.max()} is outside the vocabulary of {vocab}')
     counts['length'] = tokens.shape[-1]
-    dtype = row_dtype(tokens.shape[-1], vocab, kind, pairs)
+    dtype = row_dtype(tokens.shape[-1], vocab, kind, pairs, prompt)
     stored = np.empty(len(block), dtype)
     for name, field in zip(dtype.names, fields, strict=True):
       stored[name] = field
     counts['rows'] += len(block)
-    counts['tokens'] += int(np.count_nonzero(segments))
+    counts['tokens'] += sum(int(np.count_nonzero(stored[name])) for name in dtype.names if 'segments' in name)
     learnt = loss_mask(segments) if kind == 'text' else loss_mask(segments) & (fields[2][..., 1:] != 0)
     counts['targets'] += int(np.count_nonzero(learnt))
     yield stored
 
 
-def _spill(rows, path, vocab, kind, pairs):
+def _spill(rows, path, vocab, kind, pairs, prompt):
   """Returns {rows, length, tokens, targets, fill}; writes the rows to `path` as they come."""
   counts = dict(rows=0, length=0, tokens=0, targets=0)
   with open(path, 'wb') as file:
-    for stored in _blocks(rows, vocab, counts, kind, pairs):
+    for stored in _blocks(rows, vocab, counts, kind, pairs, prompt):
       file.write(stored.tobytes())
-  places = counts['rows'] * counts['length'] * (2 if kind == 'pairs' else 1)
+  places = counts['rows'] * (counts['length'] * (2 if kind == 'pairs' else 1) + prompt)
   return counts | dict(fill=counts['tokens'] / places if places else 0.0)
 
 

@@ -48,7 +48,8 @@ class Rows:
 
     self._records = ArrayRecordDataSource([f'{folder}/{f["name"]}' for f in self.manifest['files']])
     self.kind, self._pairs = self.manifest.get('kind', 'text'), self.manifest.get('pairs', 0)
-    self._dtype = packing.row_dtype(self.manifest['length'], self.manifest['vocab'], self.kind, self._pairs)
+    shape = (self._pairs, self.manifest.get('prompt', 0))
+    self._dtype = packing.row_dtype(self.manifest['length'], self.manifest['vocab'], self.kind, *shape)
     self.beside = {}  # field -> array of which the leading axis is the row
 
   def __len__(self):
@@ -104,7 +105,7 @@ class Mixture:
         raise BadInput(f'all weights are 0 in {stage}: make one positive')
     if batch < 1:
       raise BadInput(f'batch is {batch}: give a positive number of sequences')
-    for key in ('length', 'vocab', 'tokenizer', 'kind', 'template'):
+    for key in ('length', 'vocab', 'tokenizer', 'kind', 'template', 'prompt'):
       values = {name: part.manifest.get(key) for name, part in parts.items()}
       if len(set(values.values())) > 1:
         raise BadInput(f'components differ in {key}, {values}: pack them alike')

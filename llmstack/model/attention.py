@@ -9,15 +9,10 @@ import jax.numpy as jnp
 from llmstack.model import cache as kv
 from llmstack.model import kernels
 from llmstack.model.config import ModelConfig
+from llmstack.model.kernels import seen, visible
 from llmstack.model.layers import Norm, rotate
 from llmstack.model.linear import Linear
 from llmstack.sharding import constrain
-
-
-def visible(query_pos, key_pos, window):
-  """Returns bool[B,T,S]: keys at or before the query and less than `window` behind it; key_pos -1 never."""
-  distance = query_pos[:, :, None] - key_pos[:, None, :]
-  return (distance >= 0) & (distance < window) & (key_pos >= 0)[:, None, :]
 
 
 def attend(q, k, v, mask, *, softcap):
@@ -40,7 +35,7 @@ def attend(q, k, v, mask, *, softcap):
 
 def einsum(q, k, v, positions, segments, *, window, softcap):
   """The reference kernel (model/kernels.py says what a kernel is): `attend` under the mask of a packed row."""
-  mask = visible(positions, positions, window) & (segments[:, :, None] == segments[:, None, :])
+  mask = seen(positions, segments, q.shape[1], window)
   return attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask, softcap=softcap)
 
 
@@ -52,7 +47,7 @@ def blocks(q, k, v, positions, segments, *, window, softcap):
   Scores, exponentials and sums are float32.
   """
   B, T, N, H = q.shape
-  K = k.shape[2]
+  K, ahead = k.shape[2], k.shape[1] - T  # columns that are no query's own, seen by position
   side = max(64, -(-T // 16))  # at most 16 blocks: each is compiled on its own
   q = jnp.swapaxes(q * H**-0.5, 1, 2).reshape(B, K, N // K, T, H)
   k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
@@ -60,17 +55,24 @@ def blocks(q, k, v, positions, segments, *, window, softcap):
   for start in range(0, T, side):
     stop = min(start + side, T)
     first = max(0, start - window + 1) // side * side
-    scores = jnp.einsum(
-      'BKGTH,BKSH->BKGTS', q[:, :, :, start:stop], k[:, :, first:stop], preferred_element_type=jnp.float32
-    )
+
+    def past(x, axis, first=first, stop=stop):
+      """Returns of x[...,S,...] what is ahead, and the queries' own columns from `first` on."""
+      own = jax.lax.slice_in_dim(x, ahead + first if first else 0, ahead + stop, axis=axis)
+      return jnp.concatenate([jax.lax.slice_in_dim(x, 0, ahead, axis=axis), own], axis) if ahead and first else own
+
+    scores = jnp.einsum('BKGTH,BKSH->BKGTS', q[:, :, :, start:stop], past(k, 2), preferred_element_type=jnp.float32)
     if softcap is not None:
       scores = softcap * jnp.tanh(scores / softcap)
     distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
     near = ((distance >= 0) & (distance < window))[None]
-    mask = near & (segments[:, start:stop, None] == segments[:, None, first:stop])
+    if ahead:
+      before = visible(positions[:, ahead + start : ahead + stop], positions[:, :ahead], window)
+      near = jnp.concatenate([before, jnp.broadcast_to(near, (B, *near.shape[1:]))], 2)
+    mask = near & (segments[:, ahead + start : ahead + stop, None] == past(segments, 1)[:, None, :])
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    y = jnp.einsum('BKGTS,BKSH->BKGTH', weights.astype(v.dtype), v[:, :, first:stop])
+    y = jnp.einsum('BKGTS,BKSH->BKGTH', weights.astype(v.dtype), past(v, 2))
     out.append((y / weights.sum(-1, keepdims=True)).astype(v.dtype))
   return jnp.swapaxes(jnp.concatenate(out, 3).reshape(B, N, T, H), 1, 2)
 
@@ -79,9 +81,35 @@ KERNELS = {'blocks': blocks, 'einsum': einsum, 'xla': kernels.xla, 'cudnn': kern
 MASKED = ('einsum', 'xla', 'cudnn')  # the window is a mask to them; to the others it decides what is compiled
 
 
-def packed(cfg, window, q, k, v, positions, segments):
+def shared_prompts(kernel, shared, q, k, v, positions, segments, *, window):
+  """Returns dtype[B,T,N,H] of rows that are `shared` columns of prompts and two sides of (T - shared) / 2 each.
+
+  Each part is a packed row, and a segment of a side goes on where that of the prompts ends, in its positions too. A
+  side sees the prompts and itself: the other one is never among its keys, so that no score is computed in vain.
+
+  Source: Wang & Hegde 2024, Accelerating DPO with Prefix Sharing, section 3: prompt, chosen and rejected as one
+    sequence. There a mask keeps the sides apart, in a kernel that skips blocks; here they are rows of their own.
+  """
+  B, T = positions.shape
+  sides = lambda x: x[:, shared:].reshape(B, 2, (T - shared) // 2, *x.shape[2:])  # noqa: E731
+
+  def behind(x):
+    prompts = jnp.broadcast_to(x[:, None, :shared], (B, 2, shared, *x.shape[2:]))
+    whole = jnp.concatenate([prompts, sides(x)], 2)
+    return whole.reshape(2 * B, *whole.shape[2:])
+
+  first = kernel(*(x[:, :shared] for x in (q, k, v, positions, segments)), window=window)
+  own = sides(q)
+  rest = kernel(own.reshape(2 * B, *own.shape[2:]), *map(behind, (k, v, positions, segments)), window=window)
+  return jnp.concatenate([first, rest.reshape(B, T - shared, *q.shape[2:])], 1)
+
+
+def packed(cfg, window, q, k, v, positions, segments, shared=0):
   """Returns dtype[B,T,N,H] by the kernel that the config names. window: int, or int32[] inside a scan over layers."""
   kernel = functools.partial(KERNELS[cfg.attention], softcap=cfg.attn_softcap)
+  if shared:
+    assert cfg.attention in kernels.AHEAD, 'check() refuses this'
+    kernel = functools.partial(shared_prompts, kernel, shared)
   if isinstance(window, int) or cfg.attention in MASKED:
     return kernel(q, k, v, positions, segments, window=window)
   windows = sorted(set(cfg.window_of_layer))
@@ -94,6 +122,7 @@ class Attention(nn.Module):
   """Returns (y[B,T,D], cache entry or None)."""
 
   cfg: ModelConfig
+  shared: int = 0
 
   @nn.compact
   def __call__(self, x, view, window, layer=None):
@@ -108,7 +137,7 @@ class Attention(nn.Module):
       q, k = rotate(q, *view['rope']), rotate(k, *view['rope'])
     positions, segments = view['positions'], view['segments']
     if layer is None:
-      y = packed(c, window, q, k, v, positions, segments)
+      y = packed(c, window, q, k, v, positions, segments, self.shared)
     else:
       layer, k, v, key_pos = kv.update(layer, k, v, positions, segments > 0)
       y = attend(q, k, v, visible(positions, key_pos, window), softcap=c.attn_softcap)

@@ -6,6 +6,9 @@ q: dtype[B,T,N,H]; k, v: dtype[B,T,K,H]; positions, segments: int32[B,T] of pack
 columns, so that the past is what lies to the left. window: tokens a query sees, itself included; T or more is
 all. softcap: float or None. What comes out at padding (segment 0) differs between kernels and is of no use.
 
+Kernels of `AHEAD` also take k, v, positions and segments of S > T columns, of which the last T are the queries' own:
+what stands ahead of them is seen by its position. `shared_prompts` lives on it.
+
 They run without a cache only, and not for every model on every device: `check` says so before anything starts.
 """
 
@@ -15,7 +18,20 @@ import jax.numpy as jnp
 from llmstack.errors import BadInput
 from llmstack.sharding import MESH_AXES, spec
 
+AHEAD = ('einsum', 'blocks', 'xla')
 LANES = 128  # a TPU register is 8 x 128: splash works on blocks of queries and keys of at least so many
+
+
+def visible(query_pos, key_pos, window):
+  """Returns bool[B,T,S]: keys at or before the query and less than `window` behind it; key_pos -1 never."""
+  distance = query_pos[:, :, None] - key_pos[:, None, :]
+  return (distance >= 0) & (distance < window) & (key_pos >= 0)[:, None, :]
+
+
+def seen(positions, segments, queries, window):
+  """Returns bool[B,T,S]: what the last T = `queries` of S columns see of their own segments, by position."""
+  same = segments[:, -queries:, None] == segments[:, None, :]
+  return same & visible(positions[:, -queries:], positions, window)
 
 
 def near(segments, window):
@@ -29,7 +45,8 @@ def near(segments, window):
 def xla(q, k, v, positions, segments, *, window, softcap):
   """jax.nn.dot_product_attention as XLA compiles it: the reference by another hand, no faster by itself."""
   assert softcap is None, 'check() refuses this'
-  return jax.nn.dot_product_attention(q, k, v, mask=near(segments, window), implementation='xla')
+  mask = seen(positions, segments, q.shape[1], window)[:, None]
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='xla')
 
 
 def cudnn(q, k, v, positions, segments, *, window, softcap):
@@ -79,10 +96,23 @@ def per_shard(kernel, q, k, v, segments):
   return jax.shard_map(kernel, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(q, k, v, segments)
 
 
-def check(cfg, mesh, length):
-  """Returns nothing; raises BadInput where cfg.attention cannot run this model, in rows of `length`, on this mesh."""
+def check(cfg, mesh, length, shared=None):
+  """Returns nothing; raises BadInput where cfg.attention cannot run this model, in rows of `length`, on this mesh.
+
+  shared: columns of prompts that two completions share, or None.
+  """
   name, device = cfg.attention, mesh.devices.flat[0]
   how, kind = f'model.attention = {name!r}', device.device_kind
+  if shared is not None and name not in AHEAD:
+    raise BadInput(
+      f'{how} computes no prompt that two completions share and data.prompt = {shared}: '
+      f'set data.prompt to None, or use one of {", ".join(AHEAD)}'
+    )
+  if shared is not None and mesh.shape['context'] > 1:
+    raise BadInput(
+      f'mesh.context = {mesh.shape["context"]} cuts rows up and data.prompt = {shared} shares their prompts: '
+      'set data.prompt to None, or mesh.context to 1'
+    )
   if name in ('xla', 'cudnn') and cfg.attn_softcap is not None:
     raise BadInput(f'{how} has no soft-cap and model.attn_softcap = {cfg.attn_softcap}: use einsum, or splash on a TPU')
   if name in ('cudnn', 'splash') and mesh.shape['context'] > 1:

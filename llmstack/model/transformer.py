@@ -29,13 +29,14 @@ class Block(nn.Module):
   """Returns (x, cache entry): x + attention(norm x), then x + mlp(norm x)."""
 
   cfg: ModelConfig
+  shared: int = 0
 
   @nn.compact
   def __call__(self, x, view, window, layer=None, rng=None):
     c = self.cfg
     norm = functools.partial(Norm, c.norm, c.norm_eps, c.norm == 'layer' and c.bias)
     rngs = (None, None) if rng is None else jax.random.split(rng)
-    y, layer = Attention(c, name='attn')(norm(name='attn_norm')(x), view, window, layer)
+    y, layer = Attention(c, self.shared, name='attn')(norm(name='attn_norm')(x), view, window, layer)
     y = norm(name='post_attn_norm')(y) if c.post_norm else y
     x = constrain(x + dropout(y, c.dropout, rngs[0]), 'BTD')
     y = MLP(c, name='mlp')(norm(name='mlp_norm')(x))
@@ -67,13 +68,15 @@ def init(cfg, key):
   return params
 
 
-def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
+def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None, shared=0):
   """Returns (hidden dtype[B,T,D], cache).
 
   tokens, positions: int32[B,T]; a position restarts at 0 with its segment.
   segments: int32[B,T], 0 = padding. Attention never leaves a segment. With a cache a row is one
     sequence: segments only say which tokens are real (> 0), and the new keys join the cached ones.
   cache: `model.cache.allocate(...)` or None. rng: key for dropout, or None for none.
+  shared: int, columns of prompts at the beginning of a row, which the two halves of the rest share
+    (attention.shared_prompts); 0 for rows that are none of these. Without a cache.
   """
   check('BT,BT,BT', tokens, positions, segments)
   # Gathered over fsdp before the lookup ('.' has no rule): the rows come out laid out like a batch.
@@ -97,7 +100,7 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None):
   # Jitted, so that equal layers are traced, differentiated and lowered once.
   @functools.partial(jax.jit, static_argnums=() if mixed else 3)
   def block(x, view, layer_params, window, layer, rng):
-    return Block(cfg).apply({'params': layer_params}, x, view, window, layer, rng)
+    return Block(cfg, shared).apply({'params': layer_params}, x, view, window, layer, rng)
 
   if cfg.remat != 'none' and cache is None:
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

@@ -183,16 +183,20 @@ def packed(folder, flags, ink):
       read = rows.read(numbers)
     except (RuntimeError, ValueError, IndexError) as e:
       raise BadInput(f'{folder} cannot be read at rows {numbers[0]} to {numbers[-1]} ({e}): copy it again') from None
-    two = rows.kind == 'pairs'
+    two, shared = rows.kind == 'pairs', 'prompt' in read
+    names = (*[', prompts'] * shared, ', chosen', ', rejected') if two else ('',)
     masks = read['mask'] if 'mask' in read else [None] * len(numbers)
-    for number, *row in zip(numbers, read['tokens'], read['segments'], masks):
+    for i, (number, *row) in enumerate(zip(numbers, read['tokens'], read['segments'], masks)):
       sides = list(zip(*row)) if two else [row]
+      if shared:
+        prompts = read['prompt'][i], read['prompt_segments'][i]
+        sides.insert(0, (*prompts, np.zeros_like(prompts[0])))
       if flags.find:
         texts = (tokenizer.decode(t[s == k]) for t, s, _ in sides for k in range(1, s.max() + 1))
         if not any(flags.find in text for text in texts):
           continue
       hits += 1
-      for side, name in zip(sides, (', chosen', ', rejected') if two else ('',)):
+      for side, name in zip(sides, names):
         yield from show_row(f'row {number}{name}', *side, tokenizer, ink)
   yield from ending(hits, f'rows {start} to {stop - 1}', flags)
 

@@ -117,6 +117,9 @@ def check(config):
   if r.kind not in REFERENCES:
     raise BadInput(f'reference.kind = {r.kind!r}: choose one of {", ".join(REFERENCES)}')
   at_least(config, 1, 'reference.every')
+  if config.data.prompt is not None and (o.kind == 'kto' or o.kind == 'orpo' and o.nll_on_prompt):
+    why = 'a completion at a time, alone' if o.kind == 'kto' else 'the log-probs of prompts (objective.nll_on_prompt)'
+    raise BadInput(f'data.prompt = {config.data.prompt} shares prompts, and {o.kind} reads {why}: set it to None')
   if r.every is not None and (r.kind != 'frozen' or config.lora.rank or o.kind not in ('dpo', 'kto')):
     raise BadInput(f'reference.every = {r.every} moves a frozen copy: unset lora.rank and use reference.kind = frozen')
   if 'terms' in o:

@@ -39,9 +39,9 @@ class Job(NamedTuple):
 
 
 def checksum(batch):
-  """Returns uint32[] of the global batch's tokens, targets and mask; the same for any number of hosts and devices."""
+  """Returns uint32[] of the global batch: tokens, targets, mask, shared prompts. The same on any number of hosts."""
   total = jnp.zeros((), jnp.uint32)
-  for n, name in enumerate(('tokens', 'targets', 'mask')):
+  for n, name in enumerate(('tokens', 'targets', 'mask', *(['prompt'] if 'prompt' in batch else []))):
     x = batch[name].reshape(-1, batch[name].shape[-1]).astype(jnp.uint32)
     place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0) * x.shape[1] + jax.lax.broadcasted_iota(
       jnp.uint32, x.shape, 1
@@ -172,7 +172,7 @@ def _fit(config, workdir, build, own, mesh, tx, rate, watch):
     shapes = start.batch_shapes(job.stream, config.data.batch, mesh)
     update = update.lower(target, job.frozen, shapes).compile()
     memory.trim()
-    places = int(np.prod(shapes['tokens'].shape))
+    places = sum(int(np.prod(shapes[k].shape)) for k in ('tokens', 'prompt') if k in shapes)
     start.say(
       f'{job.says}, {places} tokens per step, {dict(mesh.shape)} on {jax.devices()[0].device_kind}; '
       f'{budget.check(update)}'

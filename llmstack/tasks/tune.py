@@ -18,6 +18,7 @@ from llmstack.errors import BadInput, at_least
 from llmstack.model import (
   Lora,
   adapter_parameters,
+  check_attention,
   combine,
   forward,
   init,
@@ -31,7 +32,9 @@ from llmstack.tasks.sample import complete_ids
 
 def check(config):
   """Returns nothing; raises BadInput for what is wrong in the sections that every tuning task has."""
-  at_least(config, 1, 'data.batch', 'data.length', 'lora.rank')
+  at_least(config, 1, 'data.batch', 'data.length', 'data.prompt', 'lora.rank')
+  if config.data.prompt is not None:
+    check_prompt(config)
   data_sources(config)
   if config.checkpoint.init_from is None:
     raise BadInput('checkpoint.init_from is not set: give the workdir of the model to tune')
@@ -39,6 +42,18 @@ def check(config):
     raise BadInput('data.sources has one with text = True, which holds no pairs: leave it out')
   if config.data.packing not in ('best_fit', 'padded'):
     raise BadInput(f'data.packing = {config.data.packing!r}: choose best_fit, or padded for one conversation per row')
+
+
+def check_prompt(config):
+  """Returns nothing; raises BadInput where data.prompt, columns of prompts that pairs share, is of no use."""
+  c, how = config.data, f'data.prompt = {config.data.prompt}'
+  if config.task not in ('reward', 'prefer'):
+    raise BadInput(f'{how} is for pairs of completions, which task {config.task} does not read: set it to None')
+  if c.prompt >= c.length:
+    raise BadInput(f'{how} leaves nothing of data.length = {c.length} for completions: lower it, or set it to None')
+  chunk, own = config.train.loss_chunk, c.length - c.prompt
+  if chunk is not None and own % chunk:
+    raise BadInput(f'train.loss_chunk = {chunk} does not divide data.length - data.prompt = {own}: change one of them')
 
 
 def data_sources(config):
@@ -58,7 +73,7 @@ def folders(config, template, kind, split):
     name: tuning.prepare(
       name, source, template, kind='text' if c.sources[name].text else kind, length=c.length,
       packed=c.packing == 'best_fit', too_long=c.too_long, train_on=config.chat.train_on, seed=config.seed,
-      folder=c.folder, split=split,
+      folder=c.folder, split=split, prompt=c.prompt or 0,
     )
     for name, source in data_sources(config).items()
     if split == 'train' or source.holdout
@@ -196,6 +211,7 @@ class Tuned:
 
   def check_layout(self, mesh):
     start.check_layout(self.config, self.cfg, self.fresh, mesh)
+    check_attention(self.cfg, mesh, self.config.data.length, self.config.data.prompt)
 
 
 def same(origin, what, model):
@@ -223,9 +239,19 @@ def check_given(parts, field, setting, unsaid):
 
 
 def hidden_of(cfg, params, batch, rng=None):
-  """Returns dtype[...,T,D] of a batch, whose rows may be [B,T] or pairs [B,M,T]."""
-  flat = [batch[k].reshape(-1, batch[k].shape[-1]) for k in ('tokens', 'positions', 'segments')]
-  return forward(cfg, params, *flat, rng=rng)[0].reshape(*batch['tokens'].shape, -1)
+  """Returns dtype[...,T,D] of a batch, whose rows may be [B,T] or pairs [B,M,T].
+
+  Prompts that pairs share go through the model once, in one row with the two completions.
+  """
+  names, shared = ('tokens', 'positions', 'segments'), 0
+  if 'prompt' in batch:
+    B, shared = batch['prompt'].shape
+    prompts = (batch[k] for k in ('prompt', 'prompt_positions', 'prompt_segments'))
+    rows = [jnp.concatenate([p, batch[k].reshape(B, -1)], 1) for p, k in zip(prompts, names)]
+  else:
+    rows = [batch[k].reshape(-1, batch[k].shape[-1]) for k in names]
+  hidden = forward(cfg, params, *rows, rng=rng, shared=shared)[0][:, shared:]
+  return hidden.reshape(*batch['tokens'].shape, -1)
 
 
 def say_rows(name, split, m):
