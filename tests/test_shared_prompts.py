@@ -20,9 +20,11 @@ from llmstack.main import load
 from llmstack.model import check_attention
 from llmstack.model.attention import KERNELS, shared_prompts
 from llmstack.model.kernels import seen
-from llmstack.tasks import bench, prefer, reward, tune
+from llmstack.tasks import prefer, reward, tune
 
 LENGTH, PROMPT = 28, 12  # T, and what of it is for prompts
+AXES = ('data', 'fsdp', 'tensor')
+SLOW = pytest.mark.slow
 
 
 def examples(n=9, seed=0):
@@ -54,7 +56,7 @@ def even(batch, n):
 
 
 DPO = dict(beta=0.1, label_smoothing=0.1, normalise=False)
-OBJECTIVES = {
+ALL = {
   'dpo': ('dpo', DPO | {'terms': {'sigmoid': 1.0, 'sft': 0.2}}),
   'ipo': ('dpo', DPO | {'terms': {'ipo': 1.0, 'bco_pair': 0.5}, 'normalise': True, 'label_smoothing': 0.0}),
   'ld': ('dpo', DPO | {'terms': {'robust': 1.0}, 'ld_alpha': 0.3}),
@@ -65,37 +67,46 @@ OBJECTIVES = {
 }
 
 
-def losses(cfg, params, ref, batch):
-  """Returns {name: loss} of all objectives, of one forward pass each of the policy and of the reference."""
-  hidden = tune.hidden_of(cfg, params, batch)
-  tuned = types.SimpleNamespace(cfg=cfg, hidden=lambda *_: (params, hidden))
-  made = {
-    k: prefer.Objective(tuned, kind, chunk=None, soft_labels=False, **how) for k, (kind, how) in OBJECTIVES.items()
-  }
-  stored = batch | {'ref_logp': made['dpo'].ref_logp({'ref': ref}, batch)}
-  fns = {name: objective.loss for name, objective in made.items()}
-  fns['reward'] = reward.loss(tuned, margin=True, centering=0.01)
-  return {name: steps.objective(fn, params, {}, stored, None, None)[0] for name, fn in fns.items()}
+class Told(prefer.Objective):
+  """An objective that is told its log-probs, so that one forward pass is enough for all."""
+
+  def logp(self, params, frozen, batch, rng, collision=False):
+    return (batch['logp'], batch['collision']) if collision else batch['logp']
 
 
-def values_and_grads(cfg, batch, mesh=None):
-  """Returns ({name: loss}, the gradient of a mixture of them)."""
-  policy, ref = (dict(weights(replace(cfg, attention='einsum', scan=False, remat='none'), seed)) for seed in (0, 1))
+def losses(cfg, ref):
+  """Returns the loss function of all objectives at once, each term a metric as well, of one forward pass."""
+
+  def loss_fn(params, frozen, batch, rng):
+    hidden = tune.hidden_of(cfg, params, batch)
+    tuned = types.SimpleNamespace(cfg=cfg, hidden=lambda *_: (params, hidden))
+    logp, collision = prefer.logps(cfg, params, hidden, batch, chunk=None, collision=True)
+    objectives = {name: Told(tuned, kind, chunk=None, soft_labels=False, **how) for name, (kind, how) in ALL.items()}
+    told = batch | {'logp': logp, 'collision': collision}
+    told['ref_logp'] = objectives['dpo'].ref_logp({'ref': ref}, batch)
+    fns = {name: o.loss for name, o in objectives.items()} | {'reward': reward.loss(tuned, margin=True, centering=0.01)}
+    sums, weights = {}, {}
+    for i, (name, fn) in enumerate(fns.items()):
+      own, over, _ = fn(params, frozen, told, rng)
+      sums |= {f'{name} {term}': (0.5 + 0.3 * i) * x for term, x in own.items()}
+      weights |= {f'{name} {term}': x for term, x in over.items()}
+    return sums, weights, {k: (sums[k], weights[k]) for k in sums}
+
+  return loss_fn
+
+
+def values_and_grads(cfg, batch, mesh=None, parts=1):
+  """Returns ({objective and term: value}, the gradient of their sum)."""
+  policy, ref = (dict(weights(replace(cfg, **PLAIN), seed)) for seed in (0, 1))
   policy['value_head'] = {'w': jnp.linspace(-1, 1, cfg.width)}
-
-  def all_losses(params, batch):
-    found = losses(cfg, params, ref, batch)
-    return sum(found[name] * (0.5 + 0.3 * i) for i, name in enumerate(sorted(found))), found
-
-  def run(*args):
-    (_, found), grads = jax.jit(jax.value_and_grad(all_losses, has_aux=True))(*args)
-    return found, grads
-
+  run = jax.jit(lambda p, b: steps.accumulate(losses(cfg, ref), p, {}, b, jax.random.key(0), parts)[1:])
   if mesh is None:
-    return run(policy, batch)
-  with jax.set_mesh(mesh):
-    policy = jax.device_put(policy, sharding.param_shardings(policy, mesh))
-    return run(policy, sharding.place(batch, mesh, batches.letters))
+    found, grads = run(policy, batch)
+  else:
+    with jax.set_mesh(mesh):
+      policy = jax.device_put(policy, sharding.param_shardings(policy, mesh))
+      found, grads = run(policy, sharding.place(batch, mesh, batches.letters))
+  return {name: steps.ratio(*pair) for name, pair in found.items()}, grads
 
 
 PLAIN = dict(attention='einsum', scan=False, remat='none')
@@ -107,43 +118,31 @@ def two_sided(family, **changes):
   return values_and_grads(model(family, length=LENGTH, **changes | PLAIN), laid_out(examples(), 0, False))
 
 
-@pytest.mark.parametrize('family, changes, how, packed, size', [
-  ('gpt2_tiny', {}, dict(attention='blocks'), True, None),
+@pytest.mark.parametrize('family, changes, how, packed, over', [
+  ('gpt2_tiny', {}, dict(attention='blocks'), True, 2),
   ('llama_tiny', dict(windows=(5, 0)), dict(attention='blocks', scan=True, remat='dots'), True, (2, 2, 2)),
-  pytest.param('llama_tiny', {}, dict(attention='blocks'), True, None, marks=pytest.mark.slow),
-  pytest.param('llama_tiny', {}, dict(attention='xla'), False, None, marks=pytest.mark.slow),
-  pytest.param('llama_tiny', {}, dict(attention='einsum'), True, (8, 1, 1), marks=pytest.mark.slow),
-  pytest.param('gemma_tiny', {}, dict(attention='blocks', scan=True), True, None, marks=pytest.mark.slow),
-  pytest.param('gpt2_tiny', {}, dict(attention='einsum', scan=True), False, None, marks=pytest.mark.slow),
+  pytest.param('llama_tiny', {}, dict(attention='blocks'), True, 1, marks=SLOW),
+  pytest.param('llama_tiny', {}, dict(attention='xla'), False, 3, marks=SLOW),
+  pytest.param('llama_tiny', {}, dict(attention='einsum'), True, (8, 1, 1), marks=SLOW),
+  pytest.param('gemma_tiny', {}, dict(attention='blocks', scan=True), True, 1, marks=SLOW),
+  pytest.param('gpt2_tiny', {}, dict(attention='einsum', scan=True), False, 1, marks=SLOW),
 ])  # fmt: skip
-def test_every_loss_is_that_of_two_whole_sides(family, changes, how, packed, size):
+def test_every_loss_is_that_of_two_whole_sides(family, changes, how, packed, over):
   """A side begins at position 0, sees the prompt of its neighbour or the other side, or counts the prompt's last token
-  as its own: values and gradients of every objective, packed and not, on one device and on eight."""
-  mesh = size and sharding.make_mesh(data=size[0], fsdp=size[1], tensor=size[2])
+  as its own: values and gradients of every objective, packed and not, in microbatches or over eight devices."""
   batch = laid_out(examples(), PROMPT, packed)
   assert packed == (len(batch['tokens']) < len(examples()))
-  found = values_and_grads(model(family, length=LENGTH, **changes, **how), even(batch, 8) if size else batch, mesh)
+  mesh, parts = (None, over) if isinstance(over, int) else (sharding.make_mesh(**dict(zip(AXES, over))), 1)
+  cfg = model(family, length=LENGTH, **changes, **how)
+  found = values_and_grads(cfg, even(batch, parts if mesh is None else 8), mesh, parts)
   want = two_sided(family, **changes)
-  assert sorted(want[0]) == sorted([*OBJECTIVES, 'reward'])
+  assert {k.split()[0] for k in want[0]} == {*ALL, 'reward'}
   for name in want[0]:
     close(found[0][name], want[0][name], 5e-6)
   close(found[1], want[1], 5e-5)
 
 
-def test_microbatches_add_up():
-  """The prompts of a batch are split otherwise than its sides."""
-  cfg, batch = (
-    model('gpt2_tiny', length=LENGTH, attention='blocks', scan=True),
-    even(laid_out(examples(), PROMPT, True), 2),
-  )
-  objective = prefer.Objective(bench.Whole(cfg), 'cpo', chunk=None, soft_labels=False, **OBJECTIVES['cpo'][1])
-  run = jax.jit(lambda p, n: steps.accumulate(objective.loss, p, {}, batch, jax.random.key(0), n), static_argnums=1)
-  whole, parts = (run(weights(cfg), n) for n in (1, 2))
-  close(parts[0], whole[0], 2e-6)
-  close(parts[2], whole[2], 2e-5)
-
-
-@pytest.mark.parametrize('window, softcap', [(40, 5.0), pytest.param(1000, None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('window, softcap', [(40, 5.0), pytest.param(1000, None, marks=SLOW)])
 def test_attention_of_a_row_of_three_parts(window, softcap):
   """Blocks of queries lose the prompts before a window, or take wrong columns: against one mask over all columns."""
   P, C = 70, 150  # C is three blocks of queries
@@ -233,7 +232,7 @@ def test_rows_hold_the_same_pairs(tmp_path, template):
 def test_what_does_not_fit(tmp_path, template):
   """A prompt that is longer than its part is lost where its pair has room for it, or a completion is cut unsaid."""
   pair = lambda cats, dogs: {'prompt': 'cat ' * cats + '?', 'chosen': 'dog ' * dogs, 'rejected': 'no'}  # noqa: E731
-  fits = [pair(1, 1), pair(22, 3)]
+  fits = [pair(1, 1), pair(10, 3)]
   rows, two = (rows_of(tmp_path, template, fits, prompt=p) for p in (20, 0))
   assert rows.manifest['too_long_rows'] == 0 and whole(rows.read(range(2))) == whole(two.read(range(2)))
   for records in ([*fits, pair(60, 1)], [*fits, pair(1, 40)]):
