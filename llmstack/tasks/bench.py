@@ -4,7 +4,8 @@ Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 
 M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000; for accelerators 125M = 12, 768, 12, 1,024 x 16, 50,304
 and 1B = 24, 1,792, 14, 1,024 x 8, 50,304. All have GPT-2's blocks, for `train` and `data`.
 `prefer` is a DPO step of a Llama of that size (feed-forward 8/3 of the width), half of the rows as pairs, the first
-quarter of each being the prompt, beside a frozen reference; `--precomputed` reads its log-probs instead.
+quarter of each being the prompt, computed once for both, beside a frozen reference. `--precomputed` reads the
+reference's log-probs instead, `--two-sided` computes the prompt twice; tokens are counted as if it did, either way.
 `decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
 Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
 """
@@ -32,6 +33,7 @@ from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.sampling import Sampling
 from llmstack.model import ModelConfig, init, parameters, ready, train_flops_per_token
+from llmstack.model.kernels import AHEAD
 from llmstack.tasks.prefer import Objective
 from llmstack.tasks.pretrain import lm_loss
 from llmstack.tasks.tune import hidden_of
@@ -155,21 +157,31 @@ def preference(args):
   microbatches, pairs, vocab = args.microbatches or microbatches, rows // 2, args.vocab or vocab
   llama = dict(norm='rms', ff=width * 8 // 3 // 64 * 64, act='silu', gated=True, positions='rope')
   cfg = model(layers, width, heads, length, vocab, **llama | args.model)
+  if not args.two_sided and cfg.attention not in AHEAD:
+    raise BadInput(f'attention {cfg.attention!r} computes no prompt once for two: add --two-sided')
   mesh = sharding.make_mesh()
   tx = optim.make(name='adamw', rate=lambda _: 1e-6, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
   how = dict(terms={'sigmoid': 1.0}, beta=0.1, label_smoothing=0.0, normalise=False)
   objective = Objective(Whole(cfg), 'dpo', chunk=None, soft_labels=False, **how)
   r = np.random.RandomState(0)
   tokens = r.randint(0, vocab, (args.steps + 4, pairs, 2, length + 1)).astype(np.int32)
-  tokens[..., : length // 4] = tokens[:, :, :1, : length // 4]
+  shared = length // 4  # and one more, with which the sides begin
+  tokens[..., : shared + 1] = tokens[:, :, :1, : shared + 1]
   ones, one = np.ones(tokens.shape[1:], np.int32), np.ones((pairs, 1), np.float32)
-  mask = ones * (np.arange(length + 1) >= length // 4)
-  fields = dict(segments=ones, mask=mask, margin=0 * one, label=one)
+  fields = dict(segments=ones, mask=ones * (np.arange(length + 1) > shared), margin=0 * one, label=one)
+
+  def laid_out(tokens):
+    sides = {'tokens': tokens, **fields}
+    if args.two_sided:
+      return batches.make(sides)
+    ahead = dict(prompt=tokens[:, 0, :shared], prompt_segments=ones[:, 0, :shared])
+    return batches.make({k: x[..., shared:] if x.ndim == 3 else x for k, x in sides.items()} | ahead)
+
   with jax.set_mesh(mesh):
     fresh = lambda: init(cfg, jax.random.key(0))  # noqa: E731
     params = jax.jit(fresh)()
     frozen = {'ref': jax.tree.map(jnp.copy, params)}
-    made = [batches.make({'tokens': t, **fields}) for t in tokens]
+    made = [laid_out(t) for t in tokens]
     if args.precomputed:
       score = jax.jit(objective.ref_logp)
       for batch in made:
@@ -203,8 +215,8 @@ def preference(args):
   return {
     'tokens_per_s': pairs * 2 * length / step_s, 'step_ms': step_s * 1e3, 'steps_ms': [s * 1e3 for s in seconds],
     'first_step_s': first, 'peak_rss_mb': rss, 'parameters': parameters(cfg)[0], 'vocab': vocab,
-    'precomputed': args.precomputed, 'microbatches': microbatches, 'loss_first': float(losses[0]),
-    'loss_last': float(losses[-1]),
+    'precomputed': args.precomputed, 'two_sided': args.two_sided, 'microbatches': microbatches,
+    'loss_first': float(losses[0]), 'loss_last': float(losses[-1]),
   }, table  # fmt: skip
 
 
@@ -322,6 +334,7 @@ def command(argv):
   parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
   parser.add_argument('--vocab', type=int, help='entries, of prefer; the default is that of the size')
   parser.add_argument('--precomputed', action='store_true', help='of prefer: read the log-probs of the reference')
+  parser.add_argument('--two-sided', action='store_true', help='of prefer: compute the prompt of a pair twice')
   parser.add_argument('--model', type=json.loads, default={}, help='JSON of model settings, {"attention": "einsum"}')
   parser.add_argument('--profile', metavar='DIR', help='write a trace there and print where the time goes')
   args = parser.parse_args(argv)
