@@ -76,6 +76,8 @@ def get_config(size='world'):
     c.data.on_error = 'skip'  # nine of them have an empty turn, or two in a row
     c.data.sources.harmless = tuning.source((f'{data}/prefs/hh_harmless_base_a.jsonl.gz',), holdout=0.2)
     c.data.too_long = 'truncate'
+  if kind in ('dpo', 'cpo', 'simpo'):  # ORPO reads the log-probs of prompts, KTO one completion at a time
+    c.data.prompt = tuning.prompt(world)
   c.data.batch = 8 if world else 4  # rows of pairs per step
 
   c.optim.lr = 1e-4 if world else 5e-6  # peak

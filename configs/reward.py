@@ -36,6 +36,7 @@ def get_config(size='world'):
     c.data.on_error = 'skip'  # nine of them have an empty turn, or two in a row
     c.data.sources.harmless = tuning.source((f'{data}/prefs/hh_harmless_base_a.jsonl.gz',), holdout=0.2)
     c.data.too_long = 'truncate'
+  c.data.prompt = tuning.prompt(world)
   c.data.batch = 8 if world else 4  # rows of pairs per step
 
   c.optim.lr = 1e-3 if world else 1e-4  # peak

@@ -15,6 +15,11 @@ def source(files, *, weight=1.0, holdout=0.02, text=False):
   return c
 
 
+def prompt(world):
+  """Returns data.prompt of the pairs there are: of data.length, what leaves the fewest columns to compute."""
+  return 52 if world else 288
+
+
 def common(c, *, world):
   """Sets the sections that every tuning task has, for the embedded world or for the books model."""
   c.model = ConfigDict()  # what the base model is stands in its checkpoint; this is how it is run

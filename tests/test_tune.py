@@ -69,10 +69,12 @@ class Run:
   def pairs(self, workdir='dpo', kind='', **settings):
     files = self.files('rated' if kind == '-kto' else 'pairs', 'pairs.jsonl')
     plain = {} if kind else {'objective.terms.sft': 0.0}  # DPO alone, which begins at ln 2
+    plain |= {} if kind in ('-kto', '-orpo') else {'data.prompt': 20}
     return self(f'configs/prefer.py:world{kind}', workdir, **files | self.asks() | plain | settings)
 
   def reward(self, workdir='reward', **settings):
-    return self('configs/reward.py:world', workdir, **self.files('pairs', 'pairs.jsonl') | settings)
+    files = self.files('pairs', 'pairs.jsonl')
+    return self('configs/reward.py:world', workdir, **files | {'data.prompt': 20} | settings)
 
   def asks(self):
     return {'eval.prompts': "('cat?',)"}
@@ -119,8 +121,8 @@ def run(folder, capsys):
 def job(run, path, **settings):
   """Returns (config, Tuned, batch of all training rows) of a config, without running it."""
   config = load(path)
-  names = {k: v for k, v in settings.items()}
-  kind = {'sft': 'chat', 'distill': 'chat'}.get(config.task, 'rated' if '-kto' in path else 'pairs')
+  names = ({'data.prompt': 20} if config.data.prompt else {}) | settings
+  kind = {'sft': 'chat', 'distill': 'chat', 'reward': 'pairs'}.get(config.task, 'rated' if '-kto' in path else 'pairs')
   file = {'chat': 'chats', 'pairs': 'pairs', 'rated': 'rated'}[kind]
   with config.unlocked():
     if 'documents' in config.data.sources:
