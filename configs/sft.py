@@ -48,8 +48,9 @@ def get_config(size='world'):
   if size == 'world-lora':
     c.lora.rank = 2
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')
-    c.optim.lr = 1.5e-2
+    c.lora.alpha = 1.0
+    c.optim.lr, c.optim.b2, c.optim.clip = 2e-2, 0.99, float('inf')
     c.data.sources.documents.weight = 0.25
-    c.train.steps = 600
-    c.eval.every = 600
+    c.train.steps = 500
+    c.eval.every = 500
   return c
