@@ -165,7 +165,8 @@ def plot(workdir):
   for name, group in by_name.items():
     a.plot(*column(group, key), 'o-', ms=3, label=f'held out: {name}')
   a.set(xlabel='step', ylabel='nats per token' if key == 'nll' else 'loss', title='Loss')
-  a.legend(frameon=False)
+  below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize='small')  # many would hide the lines
+  a.legend(frameon=False, **(below if len(by_name) > 3 else {}))
   for name in ('grad_norm', 'update_norm', 'param_norm'):
     b.plot(*column(train, name), lw=0.8, label=name.replace('_', ' '))
   b.set(xlabel='step', yscale='log', title='Norms')
