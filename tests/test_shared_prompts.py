@@ -20,7 +20,7 @@ from llmstack.main import load
 from llmstack.model import check_attention
 from llmstack.model.attention import KERNELS, shared_prompts
 from llmstack.model.kernels import seen
-from llmstack.tasks import prefer, reward, tune
+from llmstack.tasks import inspect, prefer, reward, tune
 
 LENGTH, PROMPT = 28, 12  # T, and what of it is for prompts
 AXES = ('data', 'fsdp', 'tensor')
@@ -212,7 +212,7 @@ def whole(read):
   return sorted(out)
 
 
-def test_rows_hold_the_same_pairs(tmp_path, template):
+def test_rows_hold_the_same_pairs(tmp_path, template, capsys):
   """Packing under two budgets loses a pair, gives it its neighbour's prompt, or counts its prompt twice."""
   records = [{'prompt': f'{"cat " * (i % 5)}{i}?', 'chosen': 'the mat' + ' yes' * (i % 3), 'rejected': f'log {i}'}
              for i in range(20)]  # fmt: skip
@@ -224,6 +224,9 @@ def test_rows_hold_the_same_pairs(tmp_path, template):
   assert whole(read) == whole(two.read(range(len(two))))
   assert split.manifest['targets'] == two.manifest['targets'] and split.manifest['tokens'] < two.manifest['tokens']
   assert split.manifest['fill'] == split.manifest['tokens'] / (len(split) * (20 + 2 * 29))
+  assert inspect.command([split.folder, '--rows', '0:1']) == 0
+  shown = capsys.readouterr().out
+  assert all(f'row 0, {name}' in shown for name in ('prompts', 'chosen', 'rejected'))
   with pytest.raises(BadInput, match='components differ in prompt'):
     pipeline.Mixture({'a': rows_of(tmp_path, template, records, prompt=19, length=47), 'b': split}, dict(a=1, b=1),
                      seed=0, batch=2)  # fmt: skip
