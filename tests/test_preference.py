@@ -10,7 +10,7 @@ import pytest
 from helpers import close
 
 from llmstack.errors import BadInput
-from llmstack.losses import preference
+from llmstack.losses import common, preference
 from llmstack.losses.common import log1mexp
 from llmstack.losses.preference import cpo, dpo, kto, orpo, simpo
 
@@ -190,7 +190,7 @@ def test_sequences_by_hand():
   logp = -np.array([[[1, 2, 3, 4, 9], [9, 5, 6, 7, 9]]], np.float32)
   mask = np.array([[[1, 1, 0, 1, 0], [0, 1, 1, 0.5, 0]]], np.float32)
   segments = np.array([[[1, 1, 2, 2, 0], [1, 1, 1, 2, 0]]], np.int32)
-  sums = jax.jit(preference.sequence_sums, static_argnums=3)(logp, mask, segments, 3)
+  sums = jax.jit(common.sequence_sums, static_argnums=3)(logp, mask, segments, 3)
   np.testing.assert_array_equal(sums, [[[-3, -4, 0], [-11, -3.5, 0]]])
   # The shorter of pair 1 has two tokens, of pair 2 one.
   full = np.array([[[1, 1, 1, 1, 0], [0, 1, 1, 0.5, 0]]], np.float32)

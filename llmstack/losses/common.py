@@ -20,6 +20,26 @@ def masked_sum(values, mask):
   return jnp.sum(select(values, mask) * mask.astype(jnp.float32))
 
 
+def by_segment(values, segments, n):
+  """Returns [...,P,T]: the values of segment p + 1 in row p, 0 elsewhere. Selected: NaN stays in its own segment."""
+  ids = jnp.arange(1, n + 1).reshape((1,) * (segments.ndim - 1) + (n, 1))
+  return jnp.where(segments[..., None, :] == ids, values[..., None, :], 0)
+
+
+def sequence_sums(values, mask, segments, n):
+  """Returns float[...,P]: the sum of values * mask in each segment 1..n = P, 0 for a segment that is not there.
+
+  values, mask: float[...,T]. segments: int32[...,T]. A comparison and a sum rather than a scatter, so it shards.
+  """
+  return by_segment(select(values, mask) * mask, segments, n).sum(-1)
+
+
+def spread(values, segments):
+  """Returns [...,T]: at each column the number float[...,P] of its segment, 0 in padding. The other way of a sum."""
+  n = values.shape[-1]
+  return jnp.take_along_axis(jnp.pad(values, ((0, 0),) * (values.ndim - 1) + ((1, 0),)), jnp.minimum(segments, n), -1)
+
+
 def log1mexp(x):
   """Returns log(1 - exp(x)) for x <= 0, with a finite value and gradient up to and including x = 0.
 

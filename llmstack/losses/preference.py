@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from llmstack.errors import BadInput
-from llmstack.losses.common import known, log1mexp, ranking, select
+from llmstack.losses.common import by_segment, known, log1mexp, ranking, select, sequence_sums
 from llmstack.shapes import check
 
 log_sigmoid, sigma = jax.nn.log_sigmoid, jax.nn.sigmoid
@@ -137,29 +137,15 @@ def in_order(a, b, valid):
 # ---- from tokens to pairs ----
 
 
-def _by_segment(values, segments, n):
-  """Returns [...,P,T]: the values of segment p + 1 in row p, 0 elsewhere. Selected: NaN stays in its own segment."""
-  ids = jnp.arange(1, n + 1).reshape((1,) * (segments.ndim - 1) + (n, 1))
-  return jnp.where(segments[..., None, :] == ids, values[..., None, :], 0)
-
-
-def sequence_sums(values, mask, segments, n):
-  """Returns float[...,P]: the sum of values * mask in each segment 1..n = P, 0 for a segment that is not there.
-
-  values, mask: float[...,T]. segments: int32[...,T]. A comparison and a sum rather than a scatter, so it shards.
-  """
-  return _by_segment(select(values, mask) * mask, segments, n).sum(-1)
-
-
 def shared_length_sums(values, mask, segments, n, ld_alpha):
   """Returns float[B,M,P]: sequence_sums with what is beyond the shorter completion of a pair weighted by ld_alpha.
 
   Source: LD-DPO, 2409.06411; as in TRL, reference and policy alike.
   """
-  place = jnp.cumsum(_by_segment((mask != 0).astype(jnp.int32), segments, n), -1)
+  place = jnp.cumsum(by_segment((mask != 0).astype(jnp.int32), segments, n), -1)
   shared = place[..., -1:].min(1, keepdims=True)
   weight = jnp.where(place <= shared, 1.0, ld_alpha)
-  return jnp.sum(_by_segment(select(values, mask) * mask, segments, n) * weight, -1)
+  return jnp.sum(by_segment(select(values, mask) * mask, segments, n) * weight, -1)
 
 
 def _mean(sums, lengths):

@@ -10,7 +10,7 @@ from llmstack import metrics, sharding
 from llmstack.data import batch as batches
 from llmstack.data import chat, pipeline
 from llmstack.errors import BadInput
-from llmstack.losses import preference, reward
+from llmstack.losses import common, reward
 from llmstack.model import forward, values
 from llmstack.tasks import beside, start, train, tune
 
@@ -22,7 +22,7 @@ def scores(cfg, whole, hidden, segments, n):
   """
   following = jax.numpy.concatenate([segments[..., 1:], jax.numpy.zeros_like(segments[..., :1])], -1)
   last = ((segments != following) & (segments > 0)).astype('float32')
-  return preference.sequence_sums(values(cfg, whole, hidden), last, segments, n)
+  return common.sequence_sums(values(cfg, whole, hidden), last, segments, n)
 
 
 def loss(tuned, *, margin, centering):
@@ -92,7 +92,7 @@ def measure(config, workdir):
   def score(params, batch):
     hidden = tune.hidden_of(model.cfg, params, batch)
     n = batch['valid'].shape[1]
-    lengths = preference.sequence_sums(jax.numpy.ones_like(batch['mask']), batch['mask'], batch['segments'], n)
+    lengths = common.sequence_sums(jax.numpy.ones_like(batch['mask']), batch['mask'], batch['segments'], n)
     return scores(model.cfg, params, hidden, batch['segments'], n), lengths
 
   for name, folder in tune.folders(config, template, 'pairs', 'eval').items():
