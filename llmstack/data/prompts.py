@@ -78,9 +78,7 @@ def prompts(source, template, *, limit, instruction='', too_long='drop', counts=
     if len(ids) <= limit:
       out.append(Prompt(ids, messages, info))
     elif too_long == 'refuse':
-      raise Bad(
-        'too long', f'{where}: the prompt has {len(ids)} tokens, and {limit} fit: shorten it or drop too long ones'
-      )
+      raise BadInput(f'{where}: the prompt has {len(ids)} tokens, and {limit} fit: shorten it or drop such prompts')
     else:
       counts['too long'] += 1
   if not out:

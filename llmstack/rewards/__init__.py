@@ -3,8 +3,8 @@
 A reward is a function (prompts, completions, info) -> float[n]:
   prompts: list of n lists of messages {'role', 'content'}.
   completions: list of n texts, special tokens removed.
-  info: list of n dicts, the other fields of the prompt's record ('answer', 'tests'), and of the completion 'tokens' (int,
-    with EOS), 'ended' (bool: by itself, not by the budget) and 'ids' (list of int).
+  info: list of n dicts, the other fields of the prompt's record ('answer', 'tests'), and of the completion its 'ids'
+    (list of int), 'tokens' (int, their number, with EOS) and 'ended' (bool: by itself, not by the budget).
 `row` makes one of a function (prompt, completion, info) -> float, `workers.Workers` one that may hang or crash.
 
 What is in which module: `answers` mathematics and formats, `shaping` length and repetition, `code` unit tests in the
@@ -61,7 +61,11 @@ class Rewards:
     self._parts = dict(parts)
 
   def __call__(self, prompts, completions, info):
-    """Returns Scored. A row that raises, or is no finite number, fails alone. Raises: ValueError for unequal lengths."""
+    """Returns Scored. A row that raises, or is no finite number, fails alone.
+
+    Raises:
+      ValueError: lists of different lengths. BadInput: a function says that its settings are wrong.
+    """
     n = len(completions)
     if len(prompts) != n or len(info) != n:
       raise ValueError(f'{len(prompts)} prompts, {n} completions and {len(info)} infos must be as many')

@@ -1,5 +1,6 @@
 """Rewards for answers that can be checked: equal text, equal numbers, equal mathematics, and the form they come in."""
 
+import collections
 import importlib.util
 import re
 from fractions import Fraction
@@ -33,10 +34,8 @@ def number(text):
 
 def last_number(text):
   """Returns Fraction of the last number in a text, or None."""
-  found = None
-  for found in NUMBER.finditer(text):
-    pass
-  return found and _fraction(found[0])
+  found = collections.deque(NUMBER.finditer(text), maxlen=1)
+  return _fraction(found[0][0]) if found else None
 
 
 def _fraction(text):
