@@ -15,7 +15,7 @@ from llmstack.metrics import clock
 
 def fit(
   state, step, batches, *, steps, metrics, checkpoints, meta, evaluate, log_every, eval_every, save_every,
-  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, watch, owed,
+  tokens_per_step, flops_per_token, peak_flops, bad_steps, workdir, place, watch, owed, first,
 ):  # fmt: skip
   """Returns the state after `steps` steps.
 
@@ -23,15 +23,15 @@ def fit(
   evaluate: (step, state) -> {metric: float}, called every `eval_every` steps and at the end; it logs by itself.
   meta: step -> JSON for the checkpoint. place: host batch -> device batch.
   bad_steps: non-finite updates in a row after which the run stops. watch: runtime.Watch, asked before every step.
-  owed: whether an evaluation of the state at hand is missing. The arguments are otherwise numbers.
+  owed: whether an evaluation of the state at hand is missing. The arguments are otherwise numbers. A step that measures
+    `tokens` had so many, in place of tokens_per_step.
 
   The device never waits for the host's arithmetic: measurements are read one step late. `input_share` is the
   share of wall-clock that the loop spent waiting for a batch.
   Raises: Stopped, after the last step is saved, where `watch` says so; Diverged.
   """
-  first = int(state.step)
   pending = None
-  window = {'start': time.perf_counter(), 'wait': 0.0, 'steps': 0}
+  window = {'start': time.perf_counter(), 'wait': 0.0, 'steps': 0, 'tokens': 0}
   begun = time.perf_counter()
 
   def read(k, batch, measured):
@@ -41,6 +41,7 @@ def fit(
     watch.beat('log', done=k)
     values['crc'] = f'{values["crc"]:08x}'
     window['steps'] += 1
+    window['tokens'] += values['tokens'] if 'tokens' in values else tokens_per_step
     if values['streak'] >= bad_steps:
       path = os.path.join(workdir, f'nonfinite-{k}-process{jax.process_index()}.npz')
       np.savez(path, **batch)
@@ -53,7 +54,7 @@ def fit(
       return
     now = time.perf_counter()
     seconds = now - window['start']
-    speed = window['steps'] * tokens_per_step / seconds
+    speed = window['tokens'] / seconds
     values |= {
       'tokens_per_step': tokens_per_step,
       'tokens_per_s': speed,
@@ -64,12 +65,13 @@ def fit(
     if k == first + 1:
       values['first_step_s'] = now - begun
     metrics.log(k, 'train', **values)
-    window.update(start=now, wait=0.0, steps=0)
-    left = (steps - k) * tokens_per_step / speed
+    left = (steps - k) * seconds / window['steps']
+    window.update(start=now, wait=0.0, steps=0, tokens=0)
     mfu = f'mfu {values["mfu"]:4.0%}  ' if 'mfu' in values else ''
     skipped = f'skipped {values["skipped"]}  ' if values['skipped'] else ''
+    what = f'loss {values["loss"]:.4f}' if 'reward' not in values else f'reward {values["reward"]:.3f}'
     metrics.progress(
-      f'step {k:>6}/{steps}  loss {values["loss"]:.4f}  {speed / 1e3:7.1f}k tok/s  {mfu}'
+      f'step {k:>6}/{steps}  {what}  {speed / 1e3:7.1f}k tok/s  {mfu}'
       f'input {values["input_share"]:3.0%}  {skipped}eta {clock(left)}',
       end=k == steps,
     )
@@ -103,9 +105,13 @@ def fit(
       if pending:
         read(*pending)
       pending = (at, batch, measured)
+      if isinstance(measured['loss'], np.ndarray):  # on the host already: there is nothing to wait for
+        read(*pending)
+        pending = None
       checkpoints.poll()
       if at % eval_every == 0 or at % save_every == 0 or at == steps:
-        read(*pending)  # a state whose step failed is neither evaluated nor saved
+        if pending:
+          read(*pending)  # a state whose step failed is neither evaluated nor saved
         pending = None
         paused = time.perf_counter()
         scores = evaluate(at, state) if at % eval_every == 0 or at == steps else {}

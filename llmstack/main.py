@@ -30,12 +30,12 @@ from llmstack import runtime
 from llmstack.errors import BadInput
 
 # llmstack/tasks/<name>.py, function run(config, workdir)
-TRAINING = ('pretrain', 'sft', 'reward', 'prefer', 'distill')  # tasks that stop safely
+TRAINING = ('pretrain', 'sft', 'reward', 'prefer', 'distill', 'rl')  # tasks that stop safely
 TASKS = (
   *TRAINING, 'sample', 'recall', 'world', 'convert', 'aot', 'prepare', 'classify', 'synthesize', 'evaluate',
   'assistant',
 )  # fmt: skip
-PODS = (*TRAINING, 'sample')  # of these, which run on several hosts
+PODS = (*(t for t in TRAINING if t != 'rl'), 'sample')  # of these, which run on several hosts
 VERBS = (
   'adapter',
   'bench',

@@ -39,6 +39,11 @@ def split(batch, microbatches):
   return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def together(a, b):
+  """Returns the metrics of two parts of a batch: numerators and denominators added, single numbers the larger one."""
+  return {k: tuple(map(jnp.add, a[k], b[k])) if isinstance(a[k], tuple) else jnp.maximum(a[k], b[k]) for k in a}
+
+
 def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
   """Returns (loss, metrics, grads) of the whole batch, the same for any number of microbatches (dropout aside).
 
@@ -56,7 +61,7 @@ def accumulate(loss_fn, params, frozen, batch, rng, microbatches):
 
   def body(total, part):
     (loss, (_, metrics)), grads = grad(params, frozen, *part, weights)
-    return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+    return (total[0] + loss, together(total[1], metrics), jax.tree.map(jnp.add, total[2], grads)), None
 
   first = jax.tree.map(lambda x: x[0], parts)
   shapes = jax.eval_shape(lambda: grad(params, frozen, *first, weights))
@@ -133,7 +138,7 @@ def make_step(loss_fn, tx, *, seed, microbatches, clip, spike_sigma=None):
       state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state),
       state.skipped + 1 - good.astype(jnp.int32), (state.streak + bad) * bad, recent,
     )  # fmt: skip
-    measured = {name: ratio(*pair) for name, pair in metrics.items()}
+    measured = {name: ratio(*x) if isinstance(x, tuple) else x for name, x in metrics.items()}
     measured |= {
       'loss': loss,
       'grad_norm': norm,

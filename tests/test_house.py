@@ -26,14 +26,16 @@ CONFIGS += [
   f'configs/prefer.py:{s}' for s in ('world', 'shared', 'world-cpo', 'world-simpo', 'world-orpo', 'world-kto')
 ]
 CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
+CONFIGS += [f'configs/rl.py:{s}' for s in ('world-ppo', 'world-grpo', 'math-dr_grpo', 'world-online_dpo')]
 CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'evaluate')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
   'main': 'runtime tasks',
   'tasks': 'tasks infer model losses data interop '
-  'prepare checkpoint lease loop memory metrics optim plan report runtime sharding state step',
-  'infer': 'infer model sharding', 'interop': 'interop model', 'model': 'model sharding', 'losses': 'losses',
+  'prepare checkpoint lease loop memory metrics optim plan report rewards runtime sharding state step',
+  'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards', 'model': 'model sharding',
+  'losses': 'losses',
   'data': 'data', 'prepare': 'prepare data',
   'checkpoint': 'lease sharding', 'loop': 'metrics runtime', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
   'report': 'report checkpoint lease', 'lease': '', 'memory': '', 'plan': '', 'metrics': '', 'runtime': '',
@@ -87,7 +89,7 @@ def test_nothing_unsafe_and_nothing_hidden():
 
 def leaves(config, prefix=''):
   for key, value in config.items():
-    if isinstance(value, ConfigDict) and key not in ('sources', 'classifiers', 'rules', 'terms', 'models'):
+    if isinstance(value, ConfigDict) and key not in ('sources', 'classifiers', 'rules', 'terms', 'models', 'rewards'):
       yield from leaves(value, f'{prefix}{key}.')
     else:
       yield prefix + key, value
@@ -112,6 +114,9 @@ def test_every_key_is_read(path):
       'lora': 'c',
       'data': 'c',
       'eval': 'c',
+      'rollout': 'r',
+      'kl': 'kl',
+      'critic': 'c',
       'least': 'least',
     }
     spelled = rf'config\.{re.escape(key)}\b'
@@ -123,7 +128,7 @@ def test_every_key_is_read(path):
     assert (
       leaf in fields.get(section, ())
       or key.endswith(('sources', '.terms'))
-      or key == 'models'
+      or key in ('models', 'rewards')
       or re.search(f'{spelled}|{by_name}', text)
     ), key
     assert not callable(value) and value != -1, f'{path}: {key} = {value!r}'

@@ -16,6 +16,7 @@ from llmstack.data import batch as batches
 from llmstack.data import chat, packing, pipeline, sources, tuning
 from llmstack.data.tokenizer import Tokenizer, train
 from llmstack.errors import BadInput
+from llmstack.losses import lm
 from llmstack.main import load
 from llmstack.model import check_attention
 from llmstack.model.attention import KERNELS, shared_prompts
@@ -70,8 +71,8 @@ ALL = {
 class Told(prefer.Objective):
   """An objective that is told its log-probs, so that one forward pass is enough for all."""
 
-  def logp(self, params, frozen, batch, rng, collision=False):
-    return (batch['logp'], batch['collision']) if collision else batch['logp']
+  def logp(self, params, frozen, batch, rng, also=None):
+    return (batch['logp'], batch['collision']) if also else batch['logp']
 
 
 def losses(cfg, ref):
@@ -80,7 +81,7 @@ def losses(cfg, ref):
   def loss_fn(params, frozen, batch, rng):
     hidden = tune.hidden_of(cfg, params, batch)
     tuned = types.SimpleNamespace(cfg=cfg, hidden=lambda *_: (params, hidden))
-    logp, collision = prefer.logps(cfg, params, hidden, batch, chunk=None, collision=True)
+    logp, collision = prefer.logps(cfg, params, hidden, batch, chunk=None, also=lm.collision)
     objectives = {name: Told(tuned, kind, chunk=None, soft_labels=False, **how) for name, (kind, how) in ALL.items()}
     told = batch | {'logp': logp, 'collision': collision}
     told['ref_logp'] = objectives['dpo'].ref_logp({'ref': ref}, batch)

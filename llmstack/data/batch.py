@@ -50,7 +50,7 @@ class Pairs(Batch):
   prompt_positions: NotRequired[np.ndarray]
 
 
-LETTERS = {'margin': 'BP', 'label': 'BP', 'valid': 'BP'}  # of fields that are no [B,T] or [B,M,T]
+LETTERS = {'margin': 'BP', 'label': 'BP', 'valid': 'BP', 'beta': 'BP'}  # of fields that are no [B,T] or [B,M,T]
 
 
 def loss_mask(segments):

@@ -116,15 +116,15 @@ def _rows(examples, row, start, segment, length, pairs, prompt):
     yield (tokens, segments, mask, *shared, margin, label) if pairs else (tokens[0], segments[0], mask[0])
 
 
-def _said(messages):
+def said(messages):
   return [(m['role'], m['content']) for m in messages]
 
 
-def _here(messages, source, split):
+def here(messages, holdout, split):
   """Returns whether a prompt, [(role, text)], belongs to the split; equal prompts fall on one side."""
   text = json.dumps(messages)
   hashed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
-  return (hashed < source.holdout * 2**64) == (split == 'eval')
+  return (hashed < holdout * 2**64) == (split == 'eval')
 
 
 def _fits(sides, length, where, too_long, counts, ahead=0, room='data.length'):
@@ -148,7 +148,7 @@ def _conversations(source, template, length, too_long, train_on, split, counts):
   seen = set()
   for where, messages in records.conversations(source, counts['skipped']):
     first = next(i for i, m in enumerate(messages) if m['role'] == 'assistant')
-    if not _here(_said(messages[:first]), source, split):
+    if not here(said(messages[:first]), source.holdout, split):
       continue
     counts['documents'] += 1
     ids, mask = template.encode(messages, train_on=train_on)
@@ -163,7 +163,8 @@ def _conversations(source, template, length, too_long, train_on, split, counts):
 
 def _documents(source, template, length, too_long, train_on, split, counts):
   """Yields documents as they were pretrained on, in pieces that fit; nothing of them is too long."""
-  texts = (d.text for d in sources.documents(source, counts['skipped']) if _here([('document', d.text)], source, split))
+  found, held = sources.documents(source, counts['skipped']), source.holdout
+  texts = (d.text for d in found if here([('document', d.text)], held, split))
   for ids in packing.encode(texts, template.tokenizer):
     counts['documents'] += 1
     for i in range(0, len(ids) - 1, length - 1):
@@ -221,7 +222,7 @@ def _both(prompt, completions, template, length, where, too_long, counts, room=0
 def _pairs(source, template, length, too_long, train_on, split, counts, room):
   seen = set()
   for where, pair in records.pairs(source, counts['skipped']):
-    if not _here(_said(pair.prompt), source, split):
+    if not here(said(pair.prompt), source.holdout, split):
       continue
     counts['documents'] += 1
     if sides := _both(pair.prompt, (pair.chosen, pair.rejected), template, length, where, too_long, counts, room):
@@ -237,7 +238,7 @@ def _rated(source, template, length, too_long, train_on, split, counts):
   KTO's baseline compares a prompt with completions of others. The paper's code rotates the micro-batch by one; here
   the rotation is of the whole data set, so that no batch is too small for it, and no completion meets its own prompt.
   """
-  rated = [r for r in records.rated(source, counts['skipped']) if _here(_said(r[1]), source, split)]
+  rated = [r for r in records.rated(source, counts['skipped']) if here(said(r[1]), source.holdout, split)]
   if rated and all(prompt == rated[0][1] for _, prompt, *_ in rated):
     raise BadInput(f'{", ".join(source.files)} has one prompt only, and KTO compares completions of different ones')
   for i, (where, prompt, completion, desirable) in enumerate(rated):

@@ -3,7 +3,8 @@
 Every loss of llmstack returns (sums, weights, metrics):
   sums, weights: {term: float32[]}; the objective is the sum over terms of sums[t] / weights[t], divided
     after microbatches and devices have been added up. Weights depend on the batch, never on parameters.
-  metrics: {name: (float32[] numerator, float32[] denominator)}, added up the same way, divided when logged.
+  metrics: {name: (float32[] numerator, float32[] denominator)}, added up the same way, divided when logged; or
+    {name: float32[]}, at least 0, of which the largest counts.
 """
 
 import jax
@@ -39,11 +40,22 @@ def cross_entropy(logits, targets, mask, *, z_loss):
   return sums, dict.fromkeys(sums, weight), metrics
 
 
-def chunked_logp(hidden, unembed, targets, mask, *, chunk, collision):
+def collision(logits, log_z):
+  """Returns float32[B,T]: log sum_v p(v)^2, not differentiated."""
+  twice = jax.nn.logsumexp(2 * jax.lax.stop_gradient(logits), axis=-1)
+  return twice - 2 * jax.lax.stop_gradient(log_z)
+
+
+def entropy(logits, log_z):
+  """Returns float32[B,T]: -sum_v p(v) log p(v), nats."""
+  return log_z - jnp.sum(jnp.exp(logits - log_z[:, :, None]) * logits, -1)
+
+
+def chunked_logp(hidden, unembed, targets, mask, *, chunk, also=None):
   """Returns float32[B,T], the log-prob of each target, 0 under the mask; logits of only `chunk` positions are alive.
 
   hidden, unembed, chunk: as for chunked_cross_entropy; chunk None holds all logits.
-  collision: whether to return (logp, log sum_v p(v)^2) instead, of which the second is not differentiated.
+  also: collision or entropy, to return (logp, what it says of the logits) instead; None for neither.
   """
   length = check('BTD,BT,BT', hidden, targets, mask)['T']
   if length % (chunk or length):
@@ -52,10 +64,7 @@ def chunked_logp(hidden, unembed, targets, mask, *, chunk, collision):
   def one(h, t, m):
     logits = jnp.where(m[:, :, None] != 0, unembed(h), 0.0)
     logp, log_z = token_logp(logits, t)
-    if not collision:
-      return select(logp, m)
-    twice = jax.nn.logsumexp(2 * jax.lax.stop_gradient(logits), axis=-1)
-    return select(logp, m), select(twice - 2 * jax.lax.stop_gradient(log_z), m)
+    return select(logp, m) if also is None else (select(logp, m), select(also(logits, log_z), m))
 
   if chunk is None:
     return one(hidden, targets, mask)

@@ -16,15 +16,15 @@ KINDS = {
 REFERENCES = ('frozen', 'precomputed')
 
 
-def logps(cfg, params, hidden, batch, *, chunk, collision=False):
+def logps(cfg, params, hidden, batch, *, chunk, also=None):
   """Returns float32[...,T]: the log-prob of each target, 0 where it is in no segment.
 
-  hidden: [...,T,D]. chunk: positions of logits alive at once, or None. collision: also log sum_v p(v)^2 there.
+  hidden: [...,T,D]. chunk: positions of logits alive at once, or None. also: of losses/lm.chunked_logp.
   """
   head = lambda h: unembed(cfg, params, h)  # noqa: E731
   inside = (batch['segments'] > 0).astype(jnp.float32)
   flat = [x.reshape(-1, *x.shape[batch['tokens'].ndim - 1 :]) for x in (hidden, batch['targets'], inside)]
-  out = lm.chunked_logp(flat[0], head, *flat[1:], chunk=chunk, collision=collision)
+  out = lm.chunked_logp(flat[0], head, *flat[1:], chunk=chunk, also=also)
   return jax.tree.map(lambda x: x.reshape(batch['tokens'].shape), out)
 
 
@@ -59,14 +59,14 @@ class Objective:
     hidden = tune.hidden_of(self.tuned.cfg, params, batch)
     return jax.lax.stop_gradient(logps(self.tuned.cfg, params, hidden, batch, chunk=self.chunk))
 
-  def logp(self, params, frozen, batch, rng, collision=False):
-    """Returns float32[...,T] of the policy, and log sum_v p(v)^2 beside it where `collision` asks for it."""
+  def logp(self, params, frozen, batch, rng, also=None):
+    """Returns float32[...,T] of the policy, and what `also` of losses/lm.chunked_logp says beside it."""
     whole, hidden = self.tuned.hidden(params, frozen, batch, rng)
-    return logps(self.tuned.cfg, whole, hidden, batch, chunk=self.chunk, collision=collision)
+    return logps(self.tuned.cfg, whole, hidden, batch, chunk=self.chunk, also=also)
 
   def pairs(self, params, frozen, batch, rng):
     """Returns (sums, weights, metrics) of a loss on pairs."""
-    logp = self.logp(params, frozen, batch, rng, self.wpo)
+    logp = self.logp(params, frozen, batch, rng, lm.collision if self.wpo else None)
     logp, collision = logp if self.wpo else (logp, None)
     mask, segments, valid = batch['mask'], batch['segments'], batch['valid']
     how = dict(self.rest)

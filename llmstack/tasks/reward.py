@@ -58,6 +58,7 @@ class Scorer:
     if model.kind != 'reward':
       raise BadInput(f'{model.where} is no reward model: give the workdir of one, trained with configs/reward.py')
     self.cfg, self.params, self.mesh, self.batch = model.cfg, model.params(mesh), mesh, batch
+    self.speaks = (model.tokenizer.fingerprint, model.template)  # whose ids it can read as they are
     self.template = chat.template(model.template, model.tokenizer)
     self._run = jax.jit(lambda params, *at: scores(self.cfg, params, forward(self.cfg, params, *at)[0], at[2], 1)[:, 0])
 
@@ -68,7 +69,10 @@ class Scorer:
       for prompt, text in zip(asked, completions)
     ]
     # An empty answer cannot be encoded as one, and is worth what the prompt alone is.
-    ids = [self.template.prompt(p) if x is None else x for p, x in zip(asked, ids)]
+    return self.of_ids([self.template.prompt(p) if x is None else x for p, x in zip(asked, ids)])
+
+  def of_ids(self, ids):
+    """Returns float32[n] of conversations as lists of ids; one that was cut off is scored where it ends."""
     longest = max(map(len, ids))
     if longest > self.cfg.length:
       raise BadInput(f'an answer with its prompt has {longest} tokens and the reward model reads {self.cfg.length}')

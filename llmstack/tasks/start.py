@@ -170,6 +170,9 @@ def record(cfg, config, tokenizer):
   return {'model': describe(cfg), 'config': config.to_dict(), 'tokenizer': proto}
 
 
+CRITIC = ('value_head', 'critic')  # of the parameters of a policy, what PPO learns beside it
+
+
 class Parameters(NamedTuple):
   """The state of a checkpoint that holds parameters and nothing else."""
 
@@ -209,6 +212,7 @@ class Trained:
     self.where = f'checkpoint {self._saved.folder}/{self.step}'
     self.cfg, self.tokenizer = described(self.meta['model']), saved_tokenizer(self.meta)
     self.kind, self.template = self.meta.get('kind', 'lm'), self.meta.get('template')
+    self.critic = self.meta.get('critic')  # 'shared', or the model of a separate one: left out of the parameters
 
   def trained(self):
     """Returns how many parameters were trained: all, or those of the adapter."""
@@ -238,7 +242,8 @@ class Trained:
     shapes = jax.eval_shape(self._fresh)
     sharding.check_divisible(shapes, mesh)
     target = sharding.laid_out(shapes, sharding.param_shardings(shapes, mesh))
-    return self._saved.restore({'params': target}, self.step)[0]['params']
+    params = self._saved.restore({'params': target}, self.step)[0]['params']
+    return params if self.kind == 'reward' else {k: x for k, x in params.items() if k not in CRITIC}
 
   def lora(self):
     """Returns the Lora of this adapter."""
@@ -277,7 +282,12 @@ class Trained:
       params = init_adapters(self.cfg, self.lora(), key)
     else:
       params = init(self.cfg, key)
-    return params | ({'value_head': value_head(self.cfg)} if self.kind == 'reward' else {})
+    if self.kind == 'reward' or self.critic == 'shared':
+      params['value_head'] = value_head(self.cfg)
+    elif self.critic:
+      cfg = described(self.critic)
+      params['critic'] = init(cfg, key) | {'value_head': value_head(cfg)}
+    return params
 
 
 class Origin:

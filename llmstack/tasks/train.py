@@ -36,6 +36,7 @@ class Job(NamedTuple):
   wrap: Any = None  # optax transformation -> another one around it
   answers: Any = None  # params -> [(prompt, text)], the samples of an evaluation
   record: dict = {}  # what the checkpoints of this task hold besides those of every one; JSON
+  online: Any = None  # rl.Online, whose steps make their own batches; None where a step is one update on a batch
 
 
 def checksum(batch):
@@ -92,11 +93,11 @@ def evaluator(config, evaluate, job, log, place, watch):
   return run
 
 
-def run(config, workdir, check, build):
+def run(config, workdir, check, build, updates=1):
   """Trains to config.train.steps, resuming from workdir where it can; logs, evaluates, saves and draws the curves.
 
   check: config -> nothing; raises BadInput for what is wrong without a device.
-  build: (config, origin, mesh, watch) -> Job.
+  build: (config, origin, mesh, watch) -> Job. updates: of the optimiser in one step.
   """
   watch = runtime.here()
   errors.at_least(config, 1, 'runtime.hang_s', 'runtime.grace_s')
@@ -107,7 +108,8 @@ def run(config, workdir, check, build):
   errors.local(config.data.folder, 'data.folder')
   check(config)
   o = config.optim
-  rate = optim.schedule(kind=o.schedule, lr=o.lr, warmup=o.warmup, steps=config.train.steps, end=o.end, decay=o.decay)
+  warmup, decay, steps = (n * updates for n in (o.warmup, o.decay, config.train.steps))
+  rate = optim.schedule(kind=o.schedule, lr=o.lr, warmup=warmup, steps=steps, end=o.end, decay=decay)
   tx = optim.make(name=o.name, rate=rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
   mesh = sharding.make_mesh(**config.mesh)
   own = Checkpoints.of(
@@ -167,10 +169,14 @@ def _fit(config, workdir, build, own, mesh, tx, rate, watch):
       return
     target = state.shapes_of(job.fresh, tx, mesh, window)
     layout = jax.tree.map(lambda x: x.sharding, target)
-    update = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
-    watch.beat('compiling')
-    shapes = start.batch_shapes(job.stream, config.data.batch, mesh)
-    update = update.lower(target, job.frozen, shapes).compile()
+
+    def compiled(shapes):
+      watch.beat('compiling')
+      update = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
+      return update.lower(target, job.frozen, shapes).compile()
+
+    shapes = job.online.shapes() if job.online else start.batch_shapes(job.stream, config.data.batch, mesh)
+    update = compiled(shapes)
     memory.trim()
     places = sum(int(np.prod(shapes[k].shape)) for k in ('tokens', 'prompt') if k in shapes)
     start.say(
@@ -185,18 +191,25 @@ def _fit(config, workdir, build, own, mesh, tx, rate, watch):
     place = lambda batch: sharding.place(batch, mesh, batches.letters)  # noqa: E731
     log = metrics.Metrics(workdir, resume_step=first, tensorboard=config.train.tensorboard)
     record = start.record(job.cfg, config, job.tokenizer) | job.record
+    if job.online:
+      step, evaluate, more = job.online.begin(update, compiled, log, watch, origin)
+    else:
+      step, more = (lambda s, batch: update(s, job.frozen, batch)), dict
+      evaluate = evaluator(config, lambda s, batch: measure(s, job.frozen, batch), job, log, place, watch)
     try:
       loop.fit(
         st,
-        lambda s, batch: update(s, job.frozen, batch),
+        step,
         job.stream.iterate(first, config.train.steps, jax.process_index(), jax.process_count()),
         steps=config.train.steps, metrics=log, checkpoints=own,
-        meta=lambda k: record | {'data': job.stream.position(k)},
-        evaluate=evaluator(config, lambda s, batch: measure(s, job.frozen, batch), job, log, place, watch),
+        meta=lambda k: record | {'data': job.stream.position(k)} | more(),
+        evaluate=evaluate,
         log_every=config.train.log_every, eval_every=config.eval.every, save_every=config.checkpoint.every,
-        tokens_per_step=places, flops_per_token=train_flops_per_token(job.cfg, config.data.length), peak_flops=peak,
-        bad_steps=config.train.bad_steps, workdir=workdir, place=place, watch=watch,
-        owed=owed,
+        tokens_per_step=places, flops_per_token=train_flops_per_token(job.cfg, config.data.length),
+        peak_flops=None if job.online else peak,
+        bad_steps=config.train.bad_steps, workdir=workdir, place=(lambda batch: batch) if job.online else place,
+        watch=watch,
+        owed=owed, first=first,
       )  # fmt: skip
     finally:
       log.close()

@@ -35,7 +35,8 @@ def check(config):
   at_least(config, 1, 'data.batch', 'data.length', 'data.prompt', 'lora.rank')
   if config.data.prompt is not None:
     check_prompt(config)
-  data_sources(config)
+  if config.task != 'rl':
+    data_sources(config)
   if config.checkpoint.init_from is None:
     raise BadInput('checkpoint.init_from is not set: give the workdir of the model to tune')
   if config.task in ('reward', 'prefer') and any(s.text for s in config.data.sources.values()):
