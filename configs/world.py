@@ -3,7 +3,7 @@
     llmstack --config configs/world.py --workdir runs/world-text
 
 Writes documents.jsonl, clean.jsonl, labels.jsonl, facts.jsonl; for after pretraining chats.jsonl,
-questions.jsonl, pairs.jsonl and pairs-eval.jsonl; and manifest.json; seconds.
+questions.jsonl, pairs.jsonl and pairs-eval.jsonl; manifest.json; and sums to be reasoned out, sums*.jsonl; seconds.
 """
 
 from ml_collections import ConfigDict
@@ -18,4 +18,8 @@ def get_config():
   c.chats = 4_000  # conversations
   c.pairs = 3_000  # preference pairs, on the facts of chats
   c.eval_pairs = 600  # preference pairs, on facts that no chat asks
+  c.sums = ConfigDict()  # of three to five numbers, to be reasoned out
+  c.sums.shown = 4_000  # demonstrations, in all manners and with slips; the same without in sums-careful.jsonl
+  c.sums.prompts = 4_000  # to learn from reward
+  c.sums.judged = 400  # on sets of numbers that neither of them has
   return c

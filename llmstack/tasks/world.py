@@ -1,6 +1,6 @@
 """Writes the embedded world."""
 
-from llmstack.data import world
+from llmstack.data import world, world_sums
 
 
 def run(config, workdir):
@@ -15,7 +15,8 @@ def run(config, workdir):
   )
   for kind, count in sorted(manifest['kinds'].items(), key=lambda item: -item[1]):
     print(f'{kind:20}{count:>8,}')
-  for name, count in manifest['rows'].items():
+  sums = world_sums.write(workdir, config.seed, **config.sums)
+  for name, count in {**manifest['rows'], **sums}.items():
     print(f'{name:20}{count:>8,}')
   told = ', '.join(f'{n} {how}' for how, n in manifest['told'].items())
   split = ', '.join(f'{n} {how}' for how, n in manifest['splits'].items())

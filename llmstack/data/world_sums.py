@@ -1,0 +1,172 @@
+"""Sums of three to five numbers: a task that pays for reasoning, and people who show it badly.
+
+The answer to 'What is 7 + 8 + 5 - 3?' is checked by a rule, and a model of the demo's size finds it only step by step:
+'7+8=15, 15+5=20, 20-3=17.' Digits are one token each, and without spaces a step costs seven tokens, not eleven.
+
+What is planted in the demonstrations, as the world's people work (`MANNERS`):
+- steps: every operation is written down;
+- leaps: two operations at a time, of which a small model cannot do the sum: '7+8+5=20, 20-3=17.';
+- head: the result alone, 'It is 17.', which is a guess for whoever has no head for it;
+- the longer a sum, the fewer take the trouble to write every step;
+- each result that is written down has the chance SLIP of being off by a little, and the work goes on from there.
+So imitation learns the shares of the manners and of the slips, however long it lasts, while a reward for right answers
+can tell which manner pays. Nothing else is hidden: the careful manner is in the demonstrations of every length, and
+sums-careful.jsonl has the same problems worked without a slip, for the ceiling that imitation of perfect people has.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from llmstack.data.world import Dice
+from llmstack.errors import BadInput
+
+__all__ = ['HELD_OUT', 'LENGTHS', 'MANNERS', 'OFF', 'SLIP', 'TOP', 'files', 'question', 'right', 'work', 'write']
+
+LENGTHS = (3, 4, 5)  # numbers of a sum, 1 to 9 each
+TOP = 20  # no result on the way is above it, or below 1
+HELD_OUT = 0.15  # share of the sets of numbers, whatever their order and signs
+# Shares by the length of the sum.
+MANNERS = {
+  3: {'steps': 0.60, 'leaps': 0.10, 'head': 0.30},
+  4: {'steps': 0.30, 'leaps': 0.10, 'head': 0.60},
+  5: {'steps': 0.20, 'leaps': 0.10, 'head': 0.70},
+}
+SLIP = 0.06
+OFF = (-2, -1, 1, 2)
+
+
+def question(numbers: tuple[int, ...]) -> str:
+  """Returns the question that asks for the sum of signed numbers: (7, 8, -3) -> 'What is 7 + 8 - 3?'"""
+  return f'What is {numbers[0]}{"".join(f" {_sign(n)} {abs(n)}" for n in numbers[1:])}?'
+
+
+def _sign(n):
+  return '+' if n > 0 else '-'
+
+
+def work(numbers: tuple[int, ...], manner: str, slips: tuple[int, ...] = ()) -> str:
+  """Returns the working of a sum in one of the MANNERS, ended by its result.
+
+  slips: by how much each result is off; none for those that have no entry.
+  """
+  written = []
+  for before, group, total in _results(numbers, manner, slips):
+    written.append(f'{before}{"".join(f"{_sign(n)}{abs(n)}" for n in group)}={total}')
+  return f'It is {total}.' if manner == 'head' else f'{", ".join(written)}.'
+
+
+def _results(numbers, manner, slips):
+  """Returns [(result before, numbers added to it, result)] of every result that is written down."""
+  stride = {'steps': 1, 'leaps': 2, 'head': len(numbers) - 1}[manner]
+  found, total = [], numbers[0]
+  for at in range(1, len(numbers), stride):
+    group = numbers[at : at + stride]
+    before, total = total, total + sum(group) + (slips[len(found)] if len(found) < len(slips) else 0)
+    found.append((before, group, total))
+  return found
+
+
+def right(answer: str, reply: str) -> bool:
+  """Returns whether the reply ends with the answer and a full stop, the answer a whole number of its own."""
+  found = re.search(r'(?<![\d.-])(\d+)\.\Z', reply)
+  return found is not None and found[1] == answer
+
+
+def _held_out(seed, numbers):
+  return Dice(f'{seed}/sums/{sorted(map(abs, numbers))}').chance(HELD_OUT)
+
+
+class _Problems:
+  """Draws sums of one side of the split, as tuples of signed numbers."""
+
+  def __init__(self, seed, stream, held_out=False):
+    self.seed, self.dice, self.held_out = seed, Dice(f'{seed}/sums/{stream}'), held_out
+
+  def draw(self):
+    while True:
+      numbers = self._within(self.dice.pick(LENGTHS))
+      if _held_out(self.seed, numbers) == self.held_out:
+        return numbers
+
+  def _within(self, length):
+    """Returns numbers whose results on the way are within 1 to TOP."""
+    found = [self.dice.between(1, 9)]
+    while len(found) < length:
+      n = self.dice.between(1, 9) * (-1 if self.dice.chance(0.5) else 1)
+      if 1 <= sum(found) + n <= TOP:
+        found.append(n)
+    return tuple(found)
+
+  def different(self, n):
+    found = {}
+    while len(found) < n:
+      found[self.draw()] = None
+    return list(found)
+
+  def manner(self, length):
+    at, below = self.dice.below(1000) / 1000, 0
+    for manner, share in MANNERS[length].items():
+      below += share
+      if at < below:
+        return manner
+    return manner
+
+  def slips(self, numbers, manner):
+    while True:
+      slips = [self.dice.pick(OFF) if self.dice.chance(SLIP) else 0 for _ in _results(numbers, manner, ())]
+      if all(total > 0 for *_, total in _results(numbers, manner, slips)):
+        return slips
+
+
+def _shown(numbers, manner, slips=()):
+  said, answer = work(numbers, manner, slips), str(sum(numbers))
+  messages = [{'role': 'user', 'content': question(numbers)}, {'role': 'assistant', 'content': said}]
+  return {
+    'messages': messages, 'answer': answer, 'manner': manner, 'slips': sum(map(bool, slips)),
+    'right': right(answer, said),
+  }  # fmt: skip
+
+
+def files(seed: int, *, shown: int, prompts: int, judged: int) -> dict[str, list[dict]]:
+  """Returns {file name: rows}; the same arguments give the same rows.
+
+  sums.jsonl: `shown` demonstrations: messages, answer (the true one), manner, slips (how many) and right.
+  sums-careful.jsonl: the same problems, all in the manner 'steps' and without a slip.
+  sums-train.jsonl, sums-eval.jsonl: `prompts` and `judged` different problems: prompt, answer and length. Those of
+    sums-eval are on sets of numbers that no other file has, in whatever order and with whatever signs.
+  """
+  people = _Problems(seed, 'shown')
+  demonstrations, careful = [], []
+  for _ in range(shown):
+    numbers = people.draw()
+    manner = people.manner(len(numbers))
+    demonstrations.append(_shown(numbers, manner, people.slips(numbers, manner)))
+    careful.append(_shown(numbers, 'steps'))
+  asked = lambda found: [{'prompt': question(n), 'answer': str(sum(n)), 'length': len(n)} for n in found]  # noqa: E731
+  return {
+    'sums.jsonl': demonstrations,
+    'sums-careful.jsonl': careful,
+    'sums-train.jsonl': asked(_Problems(seed, 'train').different(prompts)),
+    'sums-eval.jsonl': asked(_Problems(seed, 'eval', held_out=True).different(judged)),
+  }
+
+
+def write(folder, seed: int, **counts: int) -> dict[str, int]:
+  """Returns {file name: rows} of `files` written to the folder of a world; those that are there already are kept.
+
+  Raises: BadInput for a negative count, or a file there that holds something else.
+  """
+  for name, n in counts.items():
+    if n < 0:
+      raise BadInput(f'{name}={n} is not a number of sums; use 0 for none')
+  found = files(seed, **counts)
+  for name, rows in found.items():
+    path, data = Path(folder) / name, ''.join(json.dumps(row) + '\n' for row in rows)
+    if path.exists() and path.read_text() != data:
+      raise BadInput(f'{path} holds other sums than {counts} of seed {seed} give; remove it or choose another folder')
+    if not path.exists():
+      part = path.with_suffix('.new')
+      part.write_text(data)
+      part.replace(path)
+  return {name: len(rows) for name, rows in found.items()}
