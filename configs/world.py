@@ -19,7 +19,7 @@ def get_config():
   c.pairs = 3_000  # preference pairs, on the facts of chats
   c.eval_pairs = 600  # preference pairs, on facts that no chat asks
   c.sums = ConfigDict()  # of three to five numbers, to be reasoned out
-  c.sums.shown = 4_000  # demonstrations, in all manners and with slips; the same without in sums-careful.jsonl
+  c.sums.shown = 4_000  # demonstrations, as people work; sums-careful.jsonl has them as they should
   c.sums.prompts = 4_000  # to learn from reward
   c.sums.judged = 400  # on sets of numbers that neither of them has
   return c

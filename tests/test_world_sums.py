@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llmstack.data import world_sums
-from llmstack.data.world_sums import LENGTHS, MANNERS, SLIP, TOP, right, work
+from llmstack.data.world_sums import LENGTHS, MANNERS, SLIPS, TOP, right, work
 from llmstack.errors import BadInput
 
 SEED = 7
@@ -27,8 +27,6 @@ def test_work_by_hand():
   assert world_sums.question((7, 8, 5, -3)) == 'What is 7 + 8 + 5 - 3?'
   assert work((7, 8, 5, -3), 'steps') == '7+8=15, 15+5=20, 20-3=17.'
   assert work((7, 8, 5, -3), 'steps', (0, -1, 0)) == '7+8=15, 15+5=19, 19-3=16.'
-  assert work((7, 8, 5, -3), 'leaps') == '7+8+5=20, 20-3=17.'
-  assert work((7, 8, -3, 5, 2), 'leaps', (0, 2)) == '7+8-3=12, 12+5+2=21.'
   assert work((7, 8, 5, -3), 'head', (1,)) == 'It is 18.'
 
 
@@ -62,28 +60,24 @@ def test_answers_are_true_and_results_small():
 
 def test_demonstrations_are_as_bad_as_they_say():
   """The planted truth is not what is in the text: the plateau of imitation would then have another cause."""
-  manners, results, slipped = Counter(), 0, 0
+  manners, results, slips = Counter(), Counter(), Counter()
   for row in FILES['sums.jsonl']:
     numbers, said = signed(row['messages'][0]['content']), row['messages'][1]['content']
-    manners[len(numbers), row['manner']] += 1
-    wrong, total = 0, numbers[0]
-    steps = re.findall(r'(\d+)((?:[+-]\d)+)=(\d+)', said)
-    assert bool(steps) == (row['manner'] != 'head')
-    for before, sides, after in steps:
-      assert int(before) == total and int(after) > 0
-      total = int(after)
-      wrong += int(before) + sum(map(int, re.findall(r'[+-]\d', sides))) != total
-    if steps:
-      assert wrong == row['slips'] and [abs(n) for n in numbers[1:]] == [
-        int(n) for _, sides, _ in steps for n in re.findall(r'\d', sides)
-      ], row
-      results, slipped = results + len(steps), slipped + wrong
-    assert row['right'] == right(row['answer'], said)
-    assert row['right'] or row['slips']
-  assert abs(slipped / results - SLIP) < 0.015
-  for length, shares in MANNERS.items():
-    total = sum(n for (of, _), n in manners.items() if of == length)
-    assert all(abs(manners[length, manner] / total - share) < 0.05 for manner, share in shares.items()), manners
+    steps = re.findall(r'(\d+)([+-]\d)=(\d+)', said)
+    if row['manner'] == 'steps':
+      assert [int(n) for _, n, _ in steps] == numbers[1:], row
+      assert [int(a) for a, *_ in steps] == [numbers[0], *(int(b) for *_, b in steps[:-1])], row
+      wrong = sum(int(a) + int(n) != int(b) for a, n, b in steps)
+    else:
+      wrong = not right(row['answer'], said)
+      assert re.fullmatch(r'It is [1-9]\d*\.', said), row
+    assert row['slips'] == wrong and row['right'] == right(row['answer'], said)
+    manners[row['manner']] += 1
+    results[row['manner']] += len(steps) or 1
+    slips[row['manner']] += wrong
+  for manner, share in MANNERS.items():
+    assert abs(manners[manner] / manners.total() - share) < 0.03, manners
+    assert abs(slips[manner] / results[manner] - SLIPS[manner]) < 0.04 * SLIPS[manner] ** 0.5, slips
 
 
 def test_careful_work_is_of_the_same_problems():

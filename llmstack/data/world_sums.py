@@ -5,7 +5,6 @@ The answer to 'What is 7 + 8 + 5 - 3?' is checked by a rule, and a model of the 
 
 What is planted in the demonstrations, as the world's people work (`MANNERS`):
 - steps: every operation is written down;
-- leaps: two operations at a time, of which a small model cannot do the sum: '7+8+5=20, 20-3=17.';
 - head: the result alone, 'It is 17.', which is a guess for whoever has no head for it;
 - the longer a sum, the fewer take the trouble to write every step;
 - each result that is written down has the chance SLIP of being off by a little, and the work goes on from there.
@@ -16,23 +15,19 @@ sums-careful.jsonl has the same problems worked without a slip, for the ceiling 
 
 import json
 import re
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 from llmstack.data.world import Dice
 from llmstack.errors import BadInput
 
-__all__ = ['HELD_OUT', 'LENGTHS', 'MANNERS', 'OFF', 'SLIP', 'TOP', 'files', 'question', 'right', 'work', 'write']
+__all__ = ['HELD_OUT', 'LENGTHS', 'MANNERS', 'OFF', 'SLIPS', 'TOP', 'files', 'question', 'right', 'work', 'write']
 
 LENGTHS = (3, 4, 5)  # numbers of a sum, 1 to 9 each
-TOP = 20  # no result on the way is above it, or below 1
+TOP = 9  # no result on the way is above it, or below 1
 HELD_OUT = 0.15  # share of the sets of numbers, whatever their order and signs
-# Shares by the length of the sum.
-MANNERS = {
-  3: {'steps': 0.60, 'leaps': 0.10, 'head': 0.30},
-  4: {'steps': 0.30, 'leaps': 0.10, 'head': 0.60},
-  5: {'steps': 0.20, 'leaps': 0.10, 'head': 0.70},
-}
-SLIP = 0.06
+MANNERS = {'steps': 0.35, 'head': 0.65}  # shares
+SLIPS = {'steps': 0.05, 'head': 0.50}  # chance that a result is off
 OFF = (-2, -1, 1, 2)
 
 
@@ -48,23 +43,20 @@ def _sign(n):
 def work(numbers: tuple[int, ...], manner: str, slips: tuple[int, ...] = ()) -> str:
   """Returns the working of a sum in one of the MANNERS, ended by its result.
 
-  slips: by how much each result is off; none for those that have no entry.
+  slips: by how much each result is off, none where there is no entry; the work goes on from there.
   """
-  written = []
-  for before, group, total in _results(numbers, manner, slips):
-    written.append(f'{before}{"".join(f"{_sign(n)}{abs(n)}" for n in group)}={total}')
-  return f'It is {total}.' if manner == 'head' else f'{", ".join(written)}.'
+  found = _results(numbers, manner, slips)
+  if manner == 'head':
+    return f'It is {found[-1]}.'
+  before = (numbers[0], *found)
+  return f'{", ".join(f"{a}{_sign(n)}{abs(n)}={b}" for a, n, b in zip(before, numbers[1:], found))}.'
 
 
-def _results(numbers, manner, slips):
-  """Returns [(result before, numbers added to it, result)] of every result that is written down."""
-  stride = {'steps': 1, 'leaps': 2, 'head': len(numbers) - 1}[manner]
-  found, total = [], numbers[0]
-  for at in range(1, len(numbers), stride):
-    group = numbers[at : at + stride]
-    before, total = total, total + sum(group) + (slips[len(found)] if len(found) < len(slips) else 0)
-    found.append((before, group, total))
-  return found
+def _results(numbers, manner, slips=()):
+  """Returns the results that are written down."""
+  if manner == 'head':
+    return [sum(numbers) + sum(slips)]
+  return list(accumulate(n + slip for n, slip in zip_longest(numbers, (0, *slips), fillvalue=0)))[1:]
 
 
 def right(answer: str, reply: str) -> bool:
@@ -104,9 +96,9 @@ class _Problems:
       found[self.draw()] = None
     return list(found)
 
-  def manner(self, length):
+  def manner(self):
     at, below = self.dice.below(1000) / 1000, 0
-    for manner, share in MANNERS[length].items():
+    for manner, share in MANNERS.items():
       below += share
       if at < below:
         return manner
@@ -114,8 +106,8 @@ class _Problems:
 
   def slips(self, numbers, manner):
     while True:
-      slips = [self.dice.pick(OFF) if self.dice.chance(SLIP) else 0 for _ in _results(numbers, manner, ())]
-      if all(total > 0 for *_, total in _results(numbers, manner, slips)):
+      slips = [self.dice.pick(OFF) if self.dice.chance(SLIPS[manner]) else 0 for _ in _results(numbers, manner)]
+      if min(_results(numbers, manner, slips)) > 0:
         return slips
 
 
@@ -140,7 +132,7 @@ def files(seed: int, *, shown: int, prompts: int, judged: int) -> dict[str, list
   demonstrations, careful = [], []
   for _ in range(shown):
     numbers = people.draw()
-    manner = people.manner(len(numbers))
+    manner = people.manner()
     demonstrations.append(_shown(numbers, manner, people.slips(numbers, manner)))
     careful.append(_shown(numbers, 'steps'))
   asked = lambda found: [{'prompt': question(n), 'answer': str(sum(n)), 'length': len(n)} for n in found]  # noqa: E731
