@@ -50,6 +50,8 @@ class Sandbox(Pool):
   def __init__(self, *, size=2, seconds=10.0, memory=512 << 20, processes=1, disk=16 << 20):
     if not (bwrap := shutil.which('bwrap')):
       raise BadInput('model-written code runs in bubblewrap only: apt-get install bubblewrap (Linux)')
+    if os.uname().machine not in box.CALLS:
+      raise BadInput(f'no list of system calls to forbid on {os.uname().machine}: run code on {" or ".join(box.CALLS)}')
     limits = {
       'RLIMIT_NPROC': processes, 'RLIMIT_AS': memory, 'RLIMIT_CPU': int(seconds) + 1, 'RLIMIT_FSIZE': disk,
       'RLIMIT_NOFILE': 64, 'RLIMIT_CORE': 0,
