@@ -22,6 +22,7 @@ FAULTS = (
   ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError, RuntimeError,
   StopIteration, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Failed(str):
@@ -56,7 +57,7 @@ class Rewards:
     if not parts:
       raise BadInput('rewards has no part: name at least one reward')
     for name, (weight, function) in parts.items():
-      if not _number(weight) or not np.isfinite(weight) or not callable(function):
+      if not _number(weight) or not abs(weight) <= LARGEST or not callable(function):
         raise BadInput(f'reward {name} is ({weight!r}, {function!r}): give a finite weight and a function')
     self._parts = dict(parts)
 
@@ -110,14 +111,14 @@ def _ask(function, prompts, completions, info):
 
 
 def _number(value):
-  return isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating)
+  return isinstance(value, int | float)
 
 
 def _finite(value):
   """Returns float of a reward of one row that float32 can hold, or Failed."""
   if isinstance(value, Failed):
     return value
-  value = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
-  if not _number(value) or not abs(value) <= np.finfo(np.float32).max:
+  value = value.item() if getattr(value, 'ndim', None) == 0 else value  # numpy's, or an accelerator's
+  if not _number(value) or not abs(value) <= LARGEST:
     return Failed(f'the reward is {value!r:.80}, not a finite number')
   return float(value)
