@@ -105,8 +105,9 @@ class _Problems:
     return manner
 
   def slips(self, numbers, manner):
+    off = [self.dice.chance(SLIPS[manner]) for _ in _results(numbers, manner)]
     while True:
-      slips = [self.dice.pick(OFF) if self.dice.chance(SLIPS[manner]) else 0 for _ in _results(numbers, manner)]
+      slips = [self.dice.pick(OFF) if is_off else 0 for is_off in off]
       if min(_results(numbers, manner, slips)) > 0:
         return slips
 
