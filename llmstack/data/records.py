@@ -95,7 +95,7 @@ def pairs(source, counts=None, fields=None, ranks='all'):
     if 'replies' in form:
       yield from _ranked(where, row, ranks)
     elif 'chosen' in form:
-      yield where, lambda: _compared(where, row)
+      yield where, lambda: compared(where, row)
     else:
       yield from _judged(where, row, form, counts)
 
@@ -113,7 +113,7 @@ def rated(source, counts=None, fields=None):
 
   def made(where, row, form):
     if 'chosen' in form:
-      pair = functools.cache(lambda: _compared(where, row))
+      pair = functools.cache(lambda: compared(where, row))
       yield where, lambda: (pair().prompt, pair().chosen, True)
       yield where, lambda: (pair().prompt, pair().rejected, False)
       return
@@ -255,7 +255,7 @@ def _number(row, name, where):
   return float(value)
 
 
-def _compared(where, row):
+def compared(where, row):
   """Returns the Pair of chosen and rejected, replies to `prompt` or whole conversations."""
   chosen, rejected = (
     _transcript(side) if isinstance(side, str) and SPEAKER.match(side) else _reply(side, where)

@@ -7,8 +7,6 @@ const chance = (logp) => {
 const level = (logp) => data.levels.filter((p) => Math.exp(logp) < p).length
 const fixed = (v, digits) => v.toFixed(digits).replace('-', '−')
 const ordinal = (n) => `${whole(n)}${n % 100 >= 11 && n % 100 <= 13 ? 'th' : ['th', 'st', 'nd', 'rd'][n % 10] || 'th'}`
-// Invisible and direction-changing characters would hide what was said.
-const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, '0')}⟩`)
 const word = (text) => visible(text).replaceAll('\n', '↵').replaceAll('\t', '⇥').replace(/^ +| +$/g, (s) => '␣'.repeat(s.length))
 const mean = (view) => view.total / view.tokens.length
 

@@ -43,6 +43,8 @@ const percent = (v) => `${(100 * v).toFixed(v && v !== 1 && (v < 0.0995 || v > 0
 const date = (s) => new Date(1000 * s).toISOString().slice(0, 16).replace('T', ' ') + ' UTC'
 const look = (i) => `r${i % 6} ${i >= 6 ? `dash${Math.floor(i / 6) % 4}` : ''}`
 const last = (list) => list[list.length - 1]
+// Invisible and direction-changing characters would hide what was said.
+const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, '0')}⟩`)
 
 function ticks(lo, hi, count, log, steps) {
   if (log) {

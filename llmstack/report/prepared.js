@@ -13,8 +13,6 @@ const num = (...kids) => el('td', { class: 'num' }, ...kids)
 const note = (...kids) => el('p', { class: 'note' }, ...kids)
 const table = (head, rows, cls) => el('div', { class: 'wide' }, el('table', { class: cls },
   el('thead', {}, el('tr', {}, ...head.map((h) => el('th', { scope: 'col', class: h.startsWith('#') ? 'num' : null }, h.replace(/^#/, ''))))), el('tbody', {}, ...rows)))
-// Invisible and direction-changing characters would hide what a rule saw.
-const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, '0')}⟩`)
 const meter = (...parts) => el('div', { class: 'track meter', 'aria-hidden': 'true' }, ...parts.filter(([, v]) => v > 0).map(([cls, v]) => { const d = el('div', { class: cls }); d.style.width = `${100 * Math.min(1, v)}%`; return d }))
 const source = (name) => el('span', { class: `source ${look(names.indexOf(name))}` }, el('span', { class: 'swatch' }), name, data.sources[name] && data.sources[name].synthetic ? el('span', { class: 'note' }, ' synthetic') : null)
 
