@@ -26,6 +26,7 @@ class Browser:
 
   def __init__(self, folder, size=(1280, 900), dark=False, touch=False, patience=30.0):
     self.patience, self.errors, self._ids, self._buffer = patience, [], itertools.count(1), b''
+    self._loaded = 0
     # Numbers from 10 on, so that none of them is itself 3 or 4.
     fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*os.pipe(), *os.pipe())]
     theirs_in, self._out, self._in, theirs_out = fds
@@ -64,7 +65,11 @@ class Browser:
       assert chunk, f'the browser is silent for {self.patience:.0f} s or gone'
       self._buffer += chunk
     line, _, self._buffer = self._buffer.partition(b'\0')
-    return json.loads(line)
+    got = json.loads(line)
+    if got.get('method') in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded'):
+      self.errors.append(json.dumps(got['params']))
+    self._loaded += got.get('method') == 'Page.loadEventFired'
+    return got
 
   def send(self, method, **params):
     """Returns the result of a command of the protocol."""
@@ -78,9 +83,6 @@ class Browser:
       if got.get('id') == number:
         assert 'error' not in got, f'{method}: {got["error"]}'
         return got['result']
-      what = got.get('method')
-      if what in ('Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded'):
-        self.errors.append(json.dumps(got['params']))
 
   def eval(self, script):
     """Returns the value of an expression of the page."""
@@ -96,8 +98,11 @@ class Browser:
       time.sleep(0.02)
 
   def open(self, url):
+    """Returns once the page and its scripts are loaded."""
+    before, until = self._loaded, time.monotonic() + self.patience
     self.send('Page.navigate', url=url)
-    self.wait(f'document.readyState === "complete" && location.href !== "about:blank" && {json.dumps(url)}')
+    while self._loaded == before:
+      self._message(until)
 
   def key(self, key, repeat=False):
     """Presses a key; repeat: as one that is held down."""

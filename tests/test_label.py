@@ -116,7 +116,7 @@ def test_order_is_a_fair_coin_that_stays(pairs, tmp_path):
   flips = np.array([[label.swapped(seed, str(i), rater) for i in range(2000)] for seed in (0, 1) for rater in 'ab'])
   assert (np.abs(flips.mean(1) - 0.5) < 0.05).all()
   assert (np.abs(np.corrcoef(flips)[np.triu_indices(4, 1)]) < 0.08).all()
-  assert [label.swapped(0, str(i), 'anna') for i in range(8)] == [True, False, False, True, True, True, False, True]
+  assert [label.swapped(0, str(i), 'anna') for i in range(8)] == [False, False, True, False, False, True, False, True]
   shown = []
   for n in range(2):
     with labelling(pairs, tmp_path / f'{n}.jsonl') as labels:
@@ -241,7 +241,7 @@ def test_strangers_are_refused(pairs, tmp_path):
     assert ask(server, 'POST', '/verdict', 'x' * 5000)[0] == 413
     assert ask(server, 'POST', '/verdict', iter([b'x']), Transfer_Encoding='chunked')[0] == 411
     assert ask(server, 'POST', '/verdict', vote, Content_Length='-1')[0] == 411
-    for path in ('/labels.jsonl', '/../pairs.jsonl', '/%2e%2e/pairs.jsonl', '//label.js', '/label.py', '/verdict'):
+    for path in ('/labels.jsonl', '/../pairs.jsonl', '/%2e%2e/pairs.jsonl', '/label.py', '/verdict'):
       assert ask(server, 'GET', path)[0] == 404, path
     assert ask(server, 'POST', '/label.js', vote)[0] == 404
     _, headers, _ = ask(server, 'GET', '/')
@@ -311,15 +311,15 @@ def test_bad_input(pairs, tmp_path):
   (tmp_path / 'other.jsonl').write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
   with labelling(pairs, out) as labels:
     judge(labels, 'left', 'left')
-    with serving(labels) as server:
-      taken = str(server.port)
+    with serving(labels) as server, pytest.raises(BadInput, match='cannot be listened at'):
+      label.Server(labels, port=server.port)
   for argv, says in (
     ([], 'give either pairs to judge or --agreement'), ([pairs], '--out and --rater are needed'),
     ([*go[:-1], ' '], '--out and --rater are needed'), ([*go, '--agreement', 'x'], 'give either'),
     ([pairs, '--out', pairs, '--rater', 'a'], 'is the file of the pairs'),
     (['nowhere.jsonl', *go[1:]], 'nowhere.jsonl is not a file'), ([*go, '--port', '-1'], '--port -1 cannot be'),
     ([*go, '--port', 'x'], '--port'), ([*go, '--host', 'no.such.name.invalid'], 'can be reached from other'),
-    ([*go, '--token-file', str(tmp_path / 'short')], 'the token must be'), ([*go[:-1], 'ben'], "of rater 'anna', not"),
+    ([*go, '--token-file', str(tmp_path / 'short')], 'the token must be'), ([*go[:-1], 'ben'], "of rater 'anna', and"),
     ([pairs, '--out', str(tmp_path / 'no' / 'x'), '--rater', 'a'], 'in a folder that exists'),
     ([pairs, '--out', str(tmp_path / 'other.jsonl'), '--rater', 'a'], 'other.jsonl.journal is not: bring that back'),
     ([str(tmp_path / 'other.jsonl'), *go[1:]], 'which is not among these'),
@@ -327,10 +327,9 @@ def test_bad_input(pairs, tmp_path):
   ):  # fmt: skip
     with pytest.raises(BadInput, match=re.escape(says)):
       command(argv)
-  assert taken
   whole = out.read_bytes()
   out.write_bytes(whole.replace(b'Paris', b'Porto'))
-  with pytest.raises(BadInput, match='is not what .* says'):
+  with pytest.raises(BadInput, match='does not hold what .* says'):
     command(go)
   out.write_bytes(whole)
   (tmp_path / 'labels.jsonl.journal').write_text('{"id": 1}\n')
@@ -474,7 +473,7 @@ def test_in_a_browser(tmp_path, dark, touch):
       at(k)
     assert 'That was the last one' in page.text('main') and page.eval('document.querySelector("#left").disabled')
     page.key('1')
-    page.eval('location.reload()')
+    page.open(server.address)
     at(14)
     assert not page.errors
     page.screenshot(tmp_path / 'page.png')
