@@ -82,11 +82,12 @@ def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_what_is_written_is_what_was_meant(pairs, tmp_path):
+@pytest.mark.parametrize('seed', [0, 1])  # the first two as they are, and swapped
+def test_what_is_written_is_what_was_meant(pairs, tmp_path, seed):
   """Left becomes chosen although the sides were swapped, a skip or an undone verdict trains, or a tie has a side."""
   out = tmp_path / 'labels.jsonl'
   said = {}
-  with labelling(pairs, out) as labels:
+  with labelling(pairs, out, seed=seed) as labels:
     for verdict in ('left', 'right', 'tie', 'skip'):
       state = labels.state()
       said[verdict] = state['left'], state['right']
@@ -100,7 +101,7 @@ def test_what_is_written_is_what_was_meant(pairs, tmp_path):
   read = [pair for _, pair in records.pairs(sources.Source((str(out),)), counts)]
   assert [p.label for p in read] == [1.0, 1.0, 0.5] and not counts
   assert read[2].prompt[0]['content'] == NASTY and read[1].prompt[0] == {'role': 'user', 'content': 'Twice two?'}
-  with labelling(pairs, out) as labels:
+  with labelling(pairs, out, seed=seed) as labels:
     for k in (3, 2, 1):  # the skip, the tie, and one more
       taken, state = labels.undo(labels.state()['undo'])
       assert taken and state['k'] == k and len(lines(out)) == k

@@ -67,10 +67,12 @@ def serve(given):
       print(f'{given.pairs}: left out ' + ', '.join(f'{n} ({kind})' for kind, n in sorted(left_out.items())))
     for note in labels.notes:
       print(note, file=sys.stderr)
-    state = labels.state()
-    print(f'{labels.rater}: {state["k"]} of {state["n"]} pairs judged; Ctrl-C ends it')
-    print(server.address + ('?token=TOKEN, once, with the token in place of TOKEN' if server.token else ''), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
+      state = labels.state()
+      print(f'{labels.rater}: {state["k"]} of {state["n"]} pairs judged; Ctrl-C ends it')
+      print(
+        server.address + ('?token=TOKEN, once, with the token in place of TOKEN' if server.token else ''), flush=True
+      )
       server.serve_forever()
     state = labels.state()
     print(f'\n{state["k"]} of {state["n"]} pairs judged, {state["skipped"]} of them skipped: {given.out}')
