@@ -58,7 +58,7 @@ lint: $(READY)
 # One lock for every Python from 3.11 on; jax is newer on 3.12+. A second for the libtpu that belongs to each jax.
 OTHERS := jax jaxlib ml-dtypes numpy opt-einsum scipy requests certifi charset-normalizer idna urllib3
 lock:
-	uv pip compile setup.py --extra plot --extra data --extra dev --universal --python-version 3.11 --fork-strategy requires-python \
+	uv pip compile setup.py --extra plot --extra data --extra rewards --extra dev --universal --python-version 3.11 --fork-strategy requires-python \
 	  --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' -o requirements.lock
 	echo 'jax[tpu]' | uv pip compile - --constraint requirements.lock --universal --python-version 3.11 \
 	  --fork-strategy requires-python --generate-hashes --no-annotate --no-emit-index-url $(OTHERS:%=--no-emit-package %) \

@@ -15,7 +15,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['llmstack', 'llmstack.*']),
-  package_data={'llmstack.report': ['*.html', '*.css', '*.js']},
+  package_data={'llmstack.report': ['*.html', '*.css', '*.js'], 'llmstack.serve': ['*.html', '*.css', '*.js']},
   install_requires=[
     JAX,
     'flax>=0.12.8,<0.14',
@@ -44,6 +44,7 @@ setup(
     ],
     'ray': ['daft[ray]>=0.7.26,<0.8'],
     'hf': ['huggingface_hub', 'jinja2'],
+    'rewards': ['math-verify>=0.9'],
     's3': ['s3fs'],
     'gcs': ['gcsfs'],
     'tpu': ['jax[tpu]>=0.10.2,<0.13'],

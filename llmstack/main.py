@@ -42,6 +42,7 @@ VERBS = (
   'checkpoints',
   'compare',
   'inspect',
+  'label',
   'report',
   'supervise',
 )  # function command(argv) -> exit status or None

@@ -33,8 +33,9 @@ CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'evaluate')]
 ALLOWED = {
   'main': 'runtime tasks',
   'tasks': 'tasks infer model losses data interop '
-  'prepare checkpoint lease loop memory metrics optim plan report rewards runtime sharding state step',
-  'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards', 'model': 'model sharding',
+  'prepare checkpoint lease loop memory metrics optim plan report rewards runtime serve sharding state step',
+  'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards', 'serve': 'serve data',
+  'model': 'model sharding',
   'losses': 'losses',
   'data': 'data', 'prepare': 'prepare data',
   'checkpoint': 'lease sharding', 'loop': 'metrics runtime', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
