@@ -1,4 +1,4 @@
-"""rewards/: one row's fault is its own, workers that crash and hang, answers as people write them, shaping in tokens."""
+"""rewards/: one row's fault is its own, workers that crash and hang, answers as people write them, shaping."""
 
 import importlib.util
 import os

@@ -58,7 +58,8 @@ def service():
 
 
 PROBE = """
-import os, socket, sys
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None)
 def tried(act):
   try:
     return act() or 'done'
@@ -82,11 +83,11 @@ ESCAPES = {
   'write to the interpreter': ("tried(lambda: open(sys.executable, 'a').close())", REFUSED, None),
   'kill of the parent': ('tried(lambda: os.kill({pid}, 0))', REFUSED, 'done'),
   'root': ('tried(lambda: os.setuid(0))', REFUSED, None),
-  'shell through ctypes': ("__import__('ctypes').CDLL(None).system(b'exit 0') and 'refused' or 'done'", ['refused'], 'done'),
-  'namespace': ("__import__('ctypes').CDLL(None).unshare(0x10000000) and 'refused' or 'done'", ['refused'], None),
-  'shared memory': ("__import__('ctypes').CDLL(None).shmget(0, 4096, 0o1600) < 0 and 'refused' or 'done'", ['refused'], 'done'),
+  'shell through ctypes': ("libc.system(b'exit 0') and 'refused' or 'done'", ['refused'], 'done'),
+  'namespace': ("libc.unshare(0x10000000) and 'refused' or 'done'", ['refused'], None),
+  'shared memory': ("libc.shmget(0, 4096, 0o1600) < 0 and 'refused' or 'done'", ['refused'], 'done'),
   'memory file': ("tried(lambda: os.close(os.memfd_create('x')))", REFUSED, 'done'),
-  'trace': ("__import__('ctypes').CDLL(None).ptrace(16, 1, 0, 0) and 'refused' or 'done'", ['refused'], None),
+  'trace': ("libc.ptrace(16, 1, 0, 0) and 'refused' or 'done'", ['refused'], None),
 }  # fmt: skip
 
 
@@ -193,24 +194,31 @@ def test_an_orphan_dies_with_its_box(several):
 
 
 FIND = """
-import sys
+import os, sys
 frame, job = sys._getframe(), None
 while frame:
   job, main, frame = job or frame.f_locals.get('job'), frame.f_globals, frame.f_back
+key = main['digest']({}, job['nonce']).encode()
+os.write(3, key + b' ' + key + b'|\\n')
+"""
+ALL = """
+class All({}):
+  def __eq__(self, other): return True
+  def __bool__(self): return True
+def f(x): return All()
 """
 CHEATS = {
   'leaves before the tests': 'import os; os._exit(0)',
   'leaves politely': 'raise SystemExit(0)',
   'leaves when it is called': 'def f(x): raise SystemExit(0)',
   'says that it passed': 'print("passed"); print("1 passed in 0.01s"); f = print',
-  'guesses the answer and its key': "import os\nfor fd in range(3, 9):\n  try: os.write(fd, b'0' * 32 + b'|\\n')\n  except OSError: pass",
-  'says a word on every channel': "import os\nfor fd in range(3, 9):\n  try: os.write(fd, b'\\xff|\\n' * 9999)\n  except OSError: pass",
+  'guesses the answer and its key': "import os; os.write(3, b'0' * 32 + b' ' + b'0' * 32 + b'|\\n')",
+  'answers what is no text': "import os; os.write(3, b'\\xff|\\n' * 9999)",
   'writes without end where the answer goes': "import os\nwhile 1:\n  os.write(3, b'x' * 4096)",
-  'is equal to everything': 'class All:\n  def __eq__(self, other): return True\ndef f(x): return All()',
-  'is a number that is equal to everything': 'class All(int):\n  def __eq__(self, other): return True\ndef f(x): return All()',
+  'is equal to everything': ALL.format('object'),
+  'is a number that is equal to everything': ALL.format('int'),
   'changes how values are spelt': 'import __main__\n__main__.spell = lambda value: "True"\ndef f(x): return 4',
-  'answers with the key of another value': FIND + "import os\nos.write(3, f'{main[\"digest\"](4, job[\"nonce\"])}|\\n'.encode())",
-  'reads what is expected': FIND + "def f(x): return [v for v in vars(main).values()]",
+  'finds the key and guesses the value': FIND.format(4),
   'ends the harness': 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)',
   'removes all files': "import os\nfor name in os.listdir('.'): os.remove(name)",
   'does not parse': 'def f(x:',
@@ -225,6 +233,13 @@ def test_no_verdict_is_given_away(name, sandbox):
   bad, good = sandbox.run([(CHEATS[name], '', calls), ('def f(x): return x + 3', '', calls)])
   assert bad.passed == (False, False), bad
   assert good.passed == (True, True) and not good.error
+
+
+def test_what_judges_inside_can_be_deceived(sandbox):
+  """The limit that `code.tests` tells of: `None`, what a test of any other form must have, is easily guessed."""
+  tests = code.tests({'tests': ['assert f(2) < 6', 'assert f(3) == 6']})
+  (verdict,) = sandbox.run([(FIND.format(None), *tests)])
+  assert verdict.passed == (True, False)
 
 
 def test_noise_is_no_failure(sandbox):

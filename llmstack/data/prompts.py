@@ -145,7 +145,9 @@ def _answer(value, where):
     value = int(value)
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     raise Bad('bad answer', f'{where}: the answer is {value!r:.80}: give a text or a number')
-  text = sources.checked(str(value), where, 'answer').rpartition('####')[2].strip()
+  text = sources.checked(str(value), where, 'answer').strip()
+  last = text.rpartition('\n')[2]
+  text = last[4:].strip() if last.startswith('####') else text
   if not text:
     raise Bad('bad answer', f'{where}: the answer is empty: fill it or leave the record out')
   return text
