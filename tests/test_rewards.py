@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmstack.errors import BadInput
-from llmstack.rewards import Failed, Rewards, answers, row, shaping
+from llmstack.rewards import Failed, Rewards, answers, code, row, shaping
 from llmstack.rewards.workers import Workers
 
 ASKED = [{'role': 'user', 'content': 'q'}]
@@ -176,6 +176,18 @@ def test_marked_answers():
   assert one(answers.numeric, '', answer='7') == 0
   assert one(answers.numeric, 'Answer: seven', answer='7') == 0
   assert one(answers.numeric, '0.33', answer='1/3') == 0
+
+
+def test_degenerate_completions():
+  """A completion that repeats itself to its budget holds the run for minutes (this test then does not end)."""
+  pieces = (
+    '<answer>|</answer><answer>|<think></think><answer> |\\boxed{|1,111|,111|9|#### |-|.1|answer is |A:\n|1/|$| |{,}'
+  )
+  for piece in f'{pieces}|```python\n|a '.split('|'):
+    for text in (piece * (100_000 // len(piece)), piece * (100_000 // len(piece)) + '!'):
+      for reward in (answers.numeric, answers.exact, answers.thinks):
+        assert one(reward, text, answer='4') == 0, piece
+      code.solution(text)
 
 
 def test_a_reference_that_is_none():

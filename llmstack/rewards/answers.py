@@ -15,8 +15,8 @@ _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+)(?:\.\d+)?|\.\d+'
 NUMBER = re.compile(rf'(?:(?<![\w)\]])[-\u2212+]\s?)?[$\u20ac\u00a3]?(?<![\w.])(?:{_DIGITS})(?:/\d+(?![\d/]))?')
 LONGEST = 200  # characters of a number
 
+# Each takes time in proportion to the text: a model that repeats '<answer>' to its budget must not hold the run.
 MARKERS = (
-  re.compile(r'<answer>(.*?)</answer>', re.S),
   re.compile(r'####[ \t]*(.+)'),
   re.compile(r'(?:\banswer(?: is)?[ \t]*[:=]|\banswer is\b|^A:)[ \t]*(.+)', re.I | re.M),
 )
@@ -58,6 +58,9 @@ def final(text):
       depth += {'{': 1, '}': -1}.get(text[end], 0)
       if not depth:
         return text[start:end].strip()
+  end = text.rfind('</answer>')
+  if 0 <= (start := text.rfind('<answer>', 0, max(end, 0))):
+    return text[start + len('<answer>') : end].strip()
   for marker in MARKERS:
     if found := marker.findall(text):
       return found[-1].strip()
@@ -73,8 +76,10 @@ def value(text):
   if marked is None:
     return last_number(text)
   marked = marked.rpartition('=')[2]
+  if (whole := number(marked)) is not None:
+    return whole
   found = NUMBER.search(marked)
-  return number(marked) if number(marked) is not None else found and _fraction(found[0])
+  return _fraction(found[0]) if found else None
 
 
 def _reference(info):
@@ -157,5 +162,7 @@ def thinks(prompt, completion, info):
 
   Source: DeepSeek-R1 (2501.12948), section 2.2.2, its format reward.
   """
-  form = re.fullmatch(r'\s*<think>.*</think>\s*<answer>.*\S.*</answer>\s*', completion, re.S)
-  return float(form is not None and all(completion.count(tag) == 1 for tag in TAGS))
+  if any(completion.count(tag) != 1 for tag in TAGS):
+    return 0.0
+  form = re.fullmatch(r'<think>.*</think>\s*<answer>(.*)</answer>', completion.strip(), re.S)
+  return float(form is not None and bool(form[1].strip()))

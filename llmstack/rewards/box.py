@@ -34,9 +34,9 @@ def spell(value):
 
 
 def digest(value, nonce):
-  return hashlib.blake2b(
-    spell(value).encode('utf-8', 'surrogatepass'), digest_size=16, key=bytes.fromhex(nonce)
-  ).hexdigest()
+  """Returns 32 hex characters: how the value is spelt, keyed with the job's nonce."""
+  spelt = spell(value).encode('utf-8', 'surrogatepass')
+  return hashlib.blake2b(spelt, digest_size=16, key=bytes.fromhex(nonce)).hexdigest()
 
 
 # Calls that give memory which no limit of a process counts, or capabilities in a namespace of one's own:

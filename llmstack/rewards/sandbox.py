@@ -68,7 +68,7 @@ class Sandbox(Pool):
         command += ['--symlink', f'usr/{name}', f'/{name}']
       elif os.path.isdir(f'/{name}'):
         command += ['--ro-bind', f'/{name}', f'/{name}']
-    for path, bind in [('/dev/null', '--dev-bind')] + [(home, '--ro-bind')] * (not home.startswith('/usr')):
+    for path, bind in [('/dev/null', '--dev-bind')] + [(home, '--ro-bind')] * (not f'{home}/'.startswith('/usr/')):
       for folder in reversed(pathlib.Path(path).parents[:-1]):  # which bubblewrap would make for the owner only
         command += ['--perms', '0755', '--dir', str(folder)]
       command += [bind, path, path]
