@@ -135,7 +135,7 @@ def timeline(rows, per_step):
 
 
 def events(rows):
-  """Returns [{'step', 'what', 'kind': 'bad' | 'resumed'}]: skipped updates, non-finite numbers, restarts."""
+  """Returns [{'step', 'what', 'kind': 'bad' | 'resumed' | 'alarm'}]: non-finite updates, restarts, and all alarms."""
   out, skipped, last = [], 0, None
   for row in rows:
     if row['kind'] == 'train':
@@ -148,7 +148,25 @@ def events(rows):
       if 'first_step_s' in row and last is not None:
         out.append({'step': k, 'kind': 'resumed', 'what': f'started again after step {k - 1}'})
       skipped, last = row.get('skipped', 0), k
-  return few(out, POINTS)
+  alarms = [row for row in rows if row['kind'] == 'alarm']
+  return few(out, POINTS) + [{'step': row['step'], 'kind': 'alarm', 'what': row['why']} for row in alarms]
+
+
+def failures(rows):
+  """Returns [[name, completions, steps, first step, last step, the last's reason]] of rewards that failed."""
+  found = {}
+  for row in rows:
+    if row['kind'] == 'failed':
+      n, steps, first, *_ = found.get(row['name'], (0, 0, row['step']))
+      found[row['name']] = n + row['rows'], steps + 1, first, row['step'], row['why']
+  return [[name, *what] for name, what in found.items()]
+
+
+def held_out(group):
+  """Returns {column: curve} of the evaluations under one name: loss and accuracy, and what is said of rewards."""
+  of_rewards = ('reward', 'length', 'ended', 'low/', 'high/')
+  names = [k for k in dict.fromkeys(itertools.chain(*group)) if k.startswith(of_rewards)]
+  return {k: curve([r['step'] for r in group], [r.get(k) for r in group]) for k in ('nll', 'accuracy', *names)}
 
 
 def state(workdir, rows, wanted):
@@ -189,7 +207,8 @@ def run(workdir):
     if row['kind'] == 'eval':
       evals.setdefault(row['name'], []).append(row)
     elif row['kind'] == 'sample':
-      samples.setdefault(row['prompt'], []).append([row['step'], row['text']])
+      rated = [number(row['reward'])] if 'reward' in row else []
+      samples.setdefault(row['prompt'], []).append([row['step'], row['text'], *rated])
   middle = lambda k: number(statistics.median(r[k] for r in later)) if all(k in r for r in later) else None  # noqa: E731
   return {
     'path': workdir,
@@ -197,11 +216,12 @@ def run(workdir):
     **state(workdir, rows, settings.get('train.steps')),
     'at': dict(zip(('step', 'tokens', 'time'), zip(*few(list(zip(steps, tokens, seconds)), POINTS)))),
     'train': {k: curve([r['step'] for r in train if k in r], [r[k] for r in train if k in r]) for k in names},
-    'eval': {
-      name: {k: curve([r['step'] for r in group], [r.get(k) for r in group]) for k in ('nll', 'accuracy')}
-      for name, group in evals.items()
-    },
+    'eval': {name: held_out(group) for name, group in evals.items()},
     'events': events(rows),
+    'failures': failures(rows),
+    # The reward that counts, of which the policy sees less or nothing; the name of its column.
+    'gold': 'gold' if 'gold' in names else f'reward/{gold}' if (gold := settings.get('rollout.gold')) else None,
+    'weights': {m[1]: v for k, v in settings.items() if (m := re.fullmatch(r'rewards\.(.+)\.weight', k))},
     'spent': {k: v if v is None else round(v, 3) for k, v in spent.items()},
     'first_step_s': number(train[0].get('first_step_s')),
     'tokens_per_s': middle('tokens_per_s'),

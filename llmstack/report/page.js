@@ -62,24 +62,27 @@ function shape(kind, x, y, r, cls) {
   }[kind]
   return d ? svg('path', { d, class: cls }) : svg('circle', { cx: x, cy: y, r, class: cls })
 }
+const dash = (s) => (s.look.includes('dash') ? s.look.split(' ')[1] : '')
 const mark = (name) => SHAPES[sources.indexOf(name) % SHAPES.length]
 const key = (s) => {
   const node = svg('svg', { width: 22, height: 12, class: `key ${s.look}`, 'aria-hidden': 'true' })
-  node.append(svg('path', { d: 'M1 6H21', class: s.mark ? 'held-line' : 'main' }))
+  node.append(svg('path', { d: 'M1 6H21', class: `${s.mark ? 'held-line' : 'main'} ${dash(s)}` }))
   if (s.mark) node.append(shape(s.mark, 11, 6, 3.2, 'mark'))
   return node
 }
 
 // ---------------------------------------------------------------- the series
-const trainKey = (run) => ('nll' in run.train ? 'nll' : 'loss')
-function heroSeries() {
+const trainKey = (run) => (online(run) ? 'reward' : 'nll' in run.train ? 'nll' : 'loss')
+const online = (run) => 'reward' in run.train // it learns from rewards: its loss says nothing, and its reward everything
+const heroSeries = (rewards) => () => {
   const out = []
   runs.forEach((run, i) => {
-    const name = view.acc ? 'accuracy' : trainKey(run)
+    if (online(run) !== rewards) return
+    const name = view.acc && !rewards ? 'accuracy' : trainKey(run)
     if (run.train[name]) out.push({ id: `${run.name}/train`, run, part: 'train', label: single ? 'train' : `${run.name} · train`, look: look(i), smooth: true, ...run.train[name] })
     Object.entries(run.eval).forEach(([source, columns], j) => {
-      const c = columns[view.acc ? 'accuracy' : 'nll']
-      if (!c.v.some((v) => v !== null)) return
+      const c = columns[rewards ? 'reward' : view.acc ? 'accuracy' : 'nll']
+      if (!c || !c.v.some((v) => v !== null)) return
       out.push({ id: `${run.name}/${source}`, run, part: source, label: single ? source : `${run.name} · ${partName(run, source)}`, look: single ? look(j + 1) : look(i), mark: mark(source), ...c })
     })
   })
@@ -92,15 +95,36 @@ const SMALL = [
   ['grad_norm', 'Gradient norm', 'before clipping', { ref: 'clip' }],
   ['update_norm', 'Update norm', '', {}],
   ['param_norm', 'Parameter norm', '', {}],
-  ['ratio', 'Update / weights', '', {}],
+  ['update_ratio', 'Update / weights', '', {}],
   ['lr', 'Learning rate', '', { plain: true, zero: true }],
   ['tokens_per_s', 'Throughput', 'tokens / s', { plain: true, zero: true }],
   ['mfu', 'Model FLOPs utilisation', 'of peak', { plain: true, zero: true, percent: true }],
   ['input_share', 'Waiting for input', 'share of time', { plain: true, zero: true, percent: true }],
 ]
-const KNOWN = new Set([...SMALL.map((s) => s[0]), 'nll', 'loss', 'accuracy', 'seconds', 'eval_s', 'save_s'])
+const share = { plain: true, zero: true, percent: true }
+// What is said of learning from rewards, beside the reward itself: [columns that share a panel], title, unit, options.
+const ONLINE = [
+  [['kl'], 'KL to the reference', 'nats per token', { plain: true, zero: true }],
+  [['entropy'], 'Entropy', 'nats per token', { plain: true, zero: true }],
+  [['length'], 'Length', 'tokens', { plain: true, zero: true }],
+  [['ended', 'eos_rate'], 'EOS rate', 'of completions', share],
+  [['clip_low', 'clip_high', 'value_clip'], 'Clipped', 'of tokens', share],
+  [['old_kl'], 'KL to the sampler', 'nats per token', { plain: true }],
+  [['ratio'], 'Ratio to the sampler', 'mean', { plain: true }],
+  [['gate'], 'Sampler and learner', 'max |Δ log-prob|', {}],
+  [['reward_std'], 'Spread of rewards', 'std', { plain: true, zero: true }],
+  [['same'], 'Groups of one reward', 'of groups', share],
+  [['dropped'], 'Groups left out', 'count', { plain: true, zero: true }],
+  [['failed'], 'Rewards that failed', 'completions', { plain: true, zero: true }],
+  [['value'], 'Value', 'mean', { plain: true }],
+  [['value_error'], 'Error of the value', '', { plain: true, zero: true }],
+  [['kl_beta'], 'Weight of the KL', '', { plain: true, zero: true }],
+  [['loss'], 'Loss of the policy', '', { plain: true }],
+]
+const WORDS = { clip_low: 'below', clip_high: 'above', value_clip: 'value' }
+const KNOWN = new Set([...SMALL.map((s) => s[0]), ...ONLINE.flatMap((s) => s[0]), 'nll', 'accuracy', 'seconds', 'eval_s', 'save_s'])
 function column(run, name) {
-  if (name !== 'ratio') return run.train[name]
+  if (name !== 'update_ratio') return run.train[name]
   const u = run.train.update_norm, p = run.train.param_norm
   return u && p && u.v.length === p.v.length ? { s: u.s, v: u.v.map((x, i) => (x === null || !p.v[i] ? null : x / p.v[i])) } : undefined
 }
@@ -109,13 +133,40 @@ const smallSeries = (name) => () => runs.flatMap((run, i) => {
   return c ? [{ id: `${run.name}/${name}`, run, label: run.name, look: look(i), smooth: !['lr', 'param_norm'].includes(name), ...c }] : []
 })
 
+const part = (name) => name.replace(/^reward\//, '')
+// Lines of one panel that belong to one run: told apart by colour where there is one run, by dashes where there are more.
+const among = (i, j) => (single ? look(j) : `r${i % 6} ${j ? `dash${1 + ((j - 1) % 3)}` : ''}`)
+const said = (run, word) => (single ? word : `${run.name} · ${word}`)
+const panelSeries = (names) => () => runs.flatMap((run, i) => {
+  if (!online(run)) return []
+  const has = names.filter((name) => run.train[name])
+  return has.map((name, j) => ({ id: `${run.name}/${name}`, run, label: has.length > 1 ? said(run, WORDS[name] || part(name)) : run.name, look: among(i, j), smooth: true, ...run.train[name] }))
+})
+const isPart = (name) => name.startsWith('reward/')
+const parts = (run) => ['reward', ...Object.keys(run.train).filter(isPart)]
+const partsSeries = () => runs.flatMap((run, i) => (online(run) ? parts(run).map((name, j) => {
+  const weight = run.weights[part(name)]
+  const word = name === 'reward' ? 'all together' : weight === 0 ? `${part(name)}, only watched` : weight === undefined || weight === 1 ? part(name) : `${part(name)} × ${significant(weight)}`
+  return { id: `${run.name}/part/${name}`, run, label: said(run, word), look: among(i, j), smooth: true, ...run.train[name] }
+}) : []))
+const goldSeries = () => runs.flatMap((run, i) => (run.gold && run.train[run.gold] ? [
+  { id: `${run.name}/against/reward`, run, label: said(run, 'reward, which it learns from'), look: among(i, 0), smooth: true, ...run.train.reward },
+  { id: `${run.name}/against/gold`, run, label: said(run, `${part(run.gold)}, which counts`), look: among(i, Math.max(1, parts(run).indexOf(run.gold))), smooth: true, right: true, ...run.train[run.gold] },
+] : []))
+const heldSeries = () => runs.flatMap((run, i) => Object.entries(run.eval).flatMap(([source, columns]) => Object.keys(columns).filter(isPart).map((name) => {
+  const bounds = columns[`low/${part(name)}`] ? { lo: columns[`low/${part(name)}`].v, hi: columns[`high/${part(name)}`].v } : {}
+  return { id: `${run.name}/${source}/${name}`, run, label: said(run, Object.keys(run.eval).length > 1 ? `${source}: ${part(name)}` : part(name)), look: among(i, Math.max(1, parts(run).indexOf(name))), mark: mark(source), ...columns[name], ...bounds }
+})))
+
 // ---------------------------------------------------------------- one chart
-function chart(parent, { title, unit, series, height, hero, zero, plain, ref, percent: share }) {
+// Series with `right` are measured on an axis of their own; `keys` names the lines below the title.
+function chart(parent, { title, unit, series, height, hero, zero, plain, ref, keys, percent: share }) {
   const readout = el('span', { class: 'readout', 'aria-hidden': 'true' })
   const heading = el('h3', {}, title(), el('span', { class: 'unit' }, unit()))
   const plot = svg('svg', { class: 'plot', role: 'img', tabindex: 0 })
   const tip = hero ? el('div', { class: 'tip', hidden: '' }) : null
-  const figure = el('figure', {}, el('figcaption', {}, heading, readout), plot, tip)
+  const names = keys ? el('div', { class: 'lines', 'aria-hidden': 'true' }) : null
+  const figure = el('figure', {}, el('figcaption', {}, heading, readout), names, plot, tip)
   parent.append(figure)
   const id = `clip${charts.length}`
   let lines = [], X = null, Y = null, inverse = null, box = null, range = null, over = null
@@ -139,33 +190,41 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
     if (view.from !== null) [x0, x1] = [view.from, view.to]
     if (!(x1 > x0)) [x0, x1] = x0 < Infinity ? [logx ? x0 / 2 : 0, x0 * 2 || 1] : [logx ? 1 : 0, 10]
     range = [x0, x1]
-    let y0 = Infinity, y1 = -Infinity
-    const see = (v) => { if (v !== null && v !== undefined && (!log || v > 0)) { y0 = Math.min(y0, v); y1 = Math.max(y1, v) } }
-    for (const s of lines) s.x.forEach((x, i) => { if (x >= x0 && x <= x1) { see(s.v[i]); see(s.y[i]); if (s.lo) { see(s.lo[i]); see(s.hi[i]) } } })
+    if (names) names.replaceChildren(...lines.map((s) => el('span', { class: s.look }, key(s), s.label, s.right ? ' (axis on the right)' : null)))
+    const extent = (some) => {
+      let y0 = Infinity, y1 = -Infinity
+      const see = (v) => { if (v !== null && v !== undefined && (!log || v > 0)) { y0 = Math.min(y0, v); y1 = Math.max(y1, v) } }
+      for (const s of some) s.x.forEach((x, i) => { if (x >= x0 && x <= x1) { see(s.v[i]); see(s.y[i]); if (s.lo) { see(s.lo[i]); see(s.hi[i]) } } })
+      if (y0 > y1) [y0, y1] = log ? [0.1, 1] : [0, 1]
+      if (zero) y0 = Math.min(0, y0)
+      if (y1 - y0 <= 1e-9 * Math.max(Math.abs(y0), Math.abs(y1))) [y0, y1] = log ? [y0 / 1.5, y1 * 1.5] : [y0 - (Math.abs(y0) * 0.1 || 1), y1 + (Math.abs(y1) * 0.1 || 1)]
+      if (log) { const f = (y1 / y0) ** 0.04; y0 /= f; y1 *= f } else { const f = (y1 - y0) * 0.05; y1 += f; if (!zero) y0 -= f }
+      return [y0, y1]
+    }
+    const [y0, y1] = extent(lines.filter((s) => !s.right))
+    const right = lines.filter((s) => s.right)
     const refs = ref ? [...new Map(runs.filter((r) => !view.off.has(r.name) && r[ref]).map((r) => [r[ref], r])).keys()] : []
-    if (y0 > y1) [y0, y1] = log ? [0.1, 1] : [0, 1]
-    if (zero) y0 = Math.min(0, y0)
-    if (y1 - y0 <= 1e-9 * Math.max(Math.abs(y0), Math.abs(y1))) [y0, y1] = log ? [y0 / 1.5, y1 * 1.5] : [y0 - (Math.abs(y0) * 0.1 || 1), y1 + (Math.abs(y1) * 0.1 || 1)]
-    if (log) { const f = (y1 / y0) ** 0.04; y0 /= f; y1 *= f } else { const f = (y1 - y0) * 0.05; y1 += f; if (!zero) y0 -= f }
-
     const labels = hero && wide
-    box = { l: 46, r: labels ? 24 + 6.6 * Math.max(4, ...lines.map((s) => Math.min(26, s.label.length))) : 10, t: 10, b: hero ? 38 : 24 }
+    box = { l: 46, r: labels ? 24 + 6.6 * Math.max(4, ...lines.map((s) => Math.min(26, s.label.length))) : right.length ? 46 : 10, t: 10, b: hero ? 38 : 24 }
     const w = W - box.l - box.r, h = H - box.t - box.b
     const lx = logx ? Math.log : (v) => v, ly = log ? Math.log : (v) => v
     X = (v) => box.l + (w * (lx(v) - lx(x0))) / (lx(x1) - lx(x0))
-    Y = (v) => box.t + h - (h * (ly(v) - ly(y0))) / (ly(y1) - ly(y0))
+    const axis = (lo, hi) => (v) => box.t + h - (h * (ly(v) - ly(lo))) / (ly(hi) - ly(lo))
+    Y = axis(y0, y1)
+    const [z0, z1] = extent(right)
+    for (const s of lines) s.Y = s.right ? axis(z0, z1) : Y
     inverse = (px) => { const t = lx(x0) + ((lx(x1) - lx(x0)) * (px - box.l)) / w; return logx ? Math.exp(t) : t }
 
     const edge = view.from === null ? 5 : 0 // room for half a mark at the last step
     plot.replaceChildren()
     plot.setAttribute('viewBox', `0 0 ${W} ${H}`)
     plot.append(svg('defs', {}, svg('clipPath', { id }, svg('rect', { x: box.l - edge, y: box.t - 5, width: w + 2 * edge, height: h + 6 }))))
-    const yt = ticks(y0, y1, hero ? 6 : 4, log)
-    for (const t of yt) {
-      const label = share ? `${Number((100 * t).toPrecision(3))} %` : Math.abs(t) >= 10000 ? short(t) : significant(t, 4)
+    const say = (t) => (share ? `${Number((100 * t).toPrecision(3))} %` : Math.abs(t) >= 10000 ? short(t) : significant(t, 4))
+    for (const t of ticks(y0, y1, hero ? 6 : 4, log)) {
       plot.append(svg('line', { class: 'grid', x1: box.l, x2: box.l + w, y1: Y(t), y2: Y(t) }))
-      plot.append(svg('text', { x: box.l - 7, y: Y(t) + 4, 'text-anchor': 'end' }, label))
+      plot.append(svg('text', { x: box.l - 7, y: Y(t) + 4, 'text-anchor': 'end' }, say(t)))
     }
+    if (right.length) for (const t of ticks(z0, z1, 4, log)) plot.append(svg('text', { class: `right ${right.length > 1 ? '' : right[0].look}`, x: box.l + w + 7, y: right[0].Y(t) + 4 }, say(t)))
     const xt = ticks(x0, x1, Math.max(3, Math.min(8, Math.floor(w / 90))), logx, AXES[view.x].steps)
     for (const t of xt) {
       plot.append(svg('line', { class: 'axis', x1: X(t), x2: X(t), y1: box.t + h, y2: box.t + h + 4 }))
@@ -175,7 +234,7 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
     if (hero) plot.append(svg('text', { x: box.l + w / 2, y: H - 3, 'text-anchor': 'middle' }, AXES[view.x].name + (logx ? ', log scale' : '')))
     const inside = svg('g', { 'clip-path': `url(#${id})` })
     for (const v of refs) if (v < y1 && v > y0) inside.append(svg('line', { class: 'ref', x1: box.l, x2: box.l + w, y1: Y(v), y2: Y(v) }, svg('title', {}, `clipped at ${v}`)))
-    const path = (xs, ys) => {
+    const path = (xs, ys, Y) => {
       let d = '', pen = 'M'
       xs.forEach((x, i) => {
         const y = ys[i]
@@ -191,12 +250,12 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
       const g = svg('g', { class: s.look, 'data-id': s.id })
       if (s.lo) {
         const keep = s.x.map((_, i) => i).filter((i) => s.lo[i] !== null && (!log || s.lo[i] > 0))
-        const up = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${Y(s.hi[i]).toFixed(1)}`), down = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${Y(s.lo[i]).toFixed(1)}`).reverse()
+        const up = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${s.Y(s.hi[i]).toFixed(1)}`), down = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${s.Y(s.lo[i]).toFixed(1)}`).reverse()
         if (keep.length) g.append(svg('path', { class: 'band', d: `M${up.concat(down).join('L')}Z` }))
-      } else if (s.y !== s.v) g.append(svg('path', { class: 'raw', d: path(s.x, s.v) }))
-      g.append(svg('path', { class: `${s.mark ? 'held-line' : 'main'} ${s.look.includes('dash') ? s.look.split(' ')[1] : ''}`, d: path(s.x, s.y), 'data-points': s.y.filter((v) => v !== null).length }))
-      if (s.mark) { if (s.x.length <= 60) s.x.forEach((x, i) => { if (s.y[i] !== null && (!log || s.y[i] > 0)) g.append(shape(s.mark, X(x), Y(s.y[i]), 3.1, 'mark')) }) }
-      else if (alone(s)) s.x.forEach((x, i) => { if (s.y[i] !== null && (!log || s.y[i] > 0)) g.append(svg('circle', { class: 'dot', cx: X(x), cy: Y(s.y[i]), r: 3 })) })
+      } else if (s.y !== s.v) g.append(svg('path', { class: 'raw', d: path(s.x, s.v, s.Y) }))
+      g.append(svg('path', { class: `${s.mark ? 'held-line' : 'main'} ${dash(s)}`, d: path(s.x, s.y, s.Y), 'data-points': s.y.filter((v) => v !== null).length }))
+      if (s.mark) { if (s.x.length <= 60) s.x.forEach((x, i) => { if (s.y[i] !== null && (!log || s.y[i] > 0)) g.append(shape(s.mark, X(x), s.Y(s.y[i]), 3.1, 'mark')) }) }
+      else if (alone(s)) s.x.forEach((x, i) => { if (s.y[i] !== null && (!log || s.y[i] > 0)) g.append(svg('circle', { class: 'dot', cx: X(x), cy: s.Y(s.y[i]), r: 3 })) })
       inside.append(g)
     }
     for (const run of runs) {
@@ -206,6 +265,7 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
         if (x < x0 || x > x1) continue
         const says = svg('title', {}, `${run.name}, step ${whole(e.step)}: ${e.what}`)
         if (e.kind === 'resumed') inside.append(svg('line', { class: `resumed ${look(runs.indexOf(run))}`, x1: X(x), x2: X(x), y1: box.t, y2: box.t + h }, says))
+        else if (e.kind === 'alarm') inside.append(svg('g', { class: 'alarm', 'data-alarm': e.step }, svg('path', { d: `M${X(x)} ${box.t}V${box.t + h}` }), svg('path', { class: 'bad', d: `M${X(x) - 5} ${box.t - 4}h10l-5 9z` }), says))
         else inside.append(svg('path', { class: 'bad', d: `M${X(x)} ${box.t + h - 9}l5 9h-10z`, 'data-event': e.step }, says))
       }
     }
@@ -223,10 +283,10 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
       let i = s.x.length - 1
       while (i >= 0 && (s.y[i] === null || s.x[i] > range[1] || (log && s.y[i] <= 0))) i--
       if (i < 0) return null
-      let [x, y] = [X(s.x[i]), Y(s.y[i])]
+      let [x, y] = [X(s.x[i]), s.Y(s.y[i])]
       const next = s.y[i + 1]
       if (next !== undefined && next !== null && !(log && next <= 0)) { // it goes on: beside the frame
-        const [x2, y2] = [X(s.x[i + 1]), Y(next)]
+        const [x2, y2] = [X(s.x[i + 1]), s.Y(next)]
         y += ((y2 - y) * (X(range[1]) - x)) / (x2 - x)
         x = X(range[1])
       } else if (s.x[i] < range[0]) return null
@@ -276,7 +336,7 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, pe
     for (const s of lines) {
       const i = nearest(s, cursor)
       if (i < 0 || s.y[i] === null) continue
-      const y = Y(s.y[i])
+      const y = s.Y(s.y[i])
       if (s.x[i] >= range[0] && s.x[i] <= range[1]) over.append(svg('g', { class: s.look }, svg('circle', { class: 'dot', cx: X(s.x[i]), cy: y, r: 4 })))
       rows.push({ s, i })
       readout.append(el('span', { class: s.look }, show(s.y[i])))
@@ -357,13 +417,13 @@ function toolbar() {
   const slider = control(el('input', { type: 'range', min: 0, max: 0.98, step: 0.02, 'aria-label': 'smoothing', oninput: (e) => change({ smooth: Number(e.target.value) }) }), (n) => { n.value = view.smooth; out.textContent = view.smooth.toFixed(2) })
   const reset = control(el('button', { type: 'button', onclick: () => change({ from: null, to: null }) }, 'reset zoom'), (n) => { n.hidden = view.from === null })
   const accuracy = runs.some((r) => r.train.accuracy) ? toggle('acc', 'accuracy', { title: 'accuracy in place of loss' }) : null
-  $('controls').append(el('span', { class: 'segment', role: 'group', 'aria-label': 'x axis' }, el('span', {}, ...xs)), el('span', { class: 'segment' }, el('span', {}, toggle('log', 'log y'), toggle('logx', 'log x'))), el('label', {}, 'smoothing', slider, out), accuracy, reset)
+  $('controls').append(el('span', { class: 'segment', role: 'group', 'aria-label': 'x axis' }, el('span', {}, ...xs)), el('span', { class: 'segment' }, el('span', {}, toggle('log', 'log y'), toggle('logx', 'log x'))), el('label', {}, 'smoothing', slider, out), ...(accuracy ? [accuracy] : []), reset)
 }
 
 function legend() {
   const flip = (id) => () => { const set = new Set(view.off); if (!set.delete(id)) set.add(id); change({ off: set }) }
   const root = el('div', { class: 'legend' })
-  const all = heroSeries()
+  const all = [...heroSeries(true)(), ...heroSeries(false)()]
   runs.forEach((run, i) => {
     const chips = all.filter((s) => s.run === run).map((s) => control(el('button', { type: 'button', class: `chip ${s.look}`, 'data-toggle': s.id, onclick: flip(s.id) }, key(s), single && s.part !== 'train' ? `held out: ${s.part}` : partName(run, s.part)), (n) => press(n, !off(s))))
     const name = single ? null : control(el('button', { type: 'button', class: `chip name ${look(i)}`, 'data-toggle': run.name, onclick: flip(run.name) }, el('span', { class: 'swatch' }), run.name), (n) => press(n, !view.off.has(run.name)))
@@ -406,9 +466,9 @@ function refresh() {
 
 // ---------------------------------------------------------------- the runs
 const STATES = { done: '✓ done', diverged: '✕ diverged', running: '● running', stopped: '◼ stopped' }
-function best(c) {
+function best(c, highest) {
   let b = null
-  c.v.forEach((v, i) => { if (v !== null && (b === null || v < c.v[b])) b = i })
+  c.v.forEach((v, i) => { if (v !== null && (b === null || (highest ? v > c.v[b] : v < c.v[b]))) b = i })
   return b
 }
 function cards() {
@@ -417,10 +477,14 @@ function cards() {
     const spent = Object.values(run.spent).filter((v) => v !== null).reduce((a, b) => a + b, 0)
     const verified = run.checkpoints.filter((c) => c.state === 'verified').length
     const train = run.train[trainKey(run)]
-    const held = Object.entries(run.eval).filter(([, c]) => lastFinite(c.nll.v) !== undefined).map(([name, c]) => {
-      const b = best(c.nll)
-      return el('tr', {}, el('td', {}, name), el('td', { class: 'num' }, el('strong', {}, lastFinite(c.nll.v).toFixed(3))), el('td', { class: 'num' }, `${c.nll.v[b].toFixed(3)} at ${c.nll.s[b] < 1e5 ? whole(c.nll.s[b]) : short(c.nll.s[b])}`),
-        el('td', { class: 'num' }, lastFinite(c.accuracy.v) === undefined ? '' : percent(lastFinite(c.accuracy.v))))
+    const learns = online(run)
+    // The last column: accuracy, or the reward that counts, where that is another one.
+    const more = learns ? (run.gold && run.gold !== 'reward' ? run.gold : null) : 'accuracy'
+    const say = (v) => (v === undefined ? '' : learns ? v.toFixed(3) : percent(v))
+    const held = Object.entries(run.eval).map(([name, c]) => [name, c, learns ? c.reward : c.nll]).filter(([, , c]) => c && lastFinite(c.v) !== undefined).map(([name, c, main]) => {
+      const b = best(main, learns)
+      return el('tr', {}, el('td', {}, name), el('td', { class: 'num' }, el('strong', {}, lastFinite(main.v).toFixed(3))), el('td', { class: 'num' }, `${main.v[b].toFixed(3)} at ${main.s[b] < 1e5 ? whole(main.s[b]) : short(main.s[b])}`),
+        more ? el('td', { class: 'num' }, c[more] ? say(lastFinite(c[more].v)) : '') : null)
     })
     const what = { stopped: `no process is writing it${run.writer ? `: ${run.writer}` : ''} · `, running: `${run.writer} · `, diverged: 'loss or gradients stayed non-finite · ', done: '' }[run.state]
     $('runs').append(el('article', { class: `card ${look(i)}` },
@@ -428,7 +492,9 @@ function cards() {
       el('p', { class: 'note' }, `${run.of === null ? many(run.step, 'step') : `step ${whole(run.step)} of ${whole(run.of)}`} · ${what}last row ${date(run.last)}`),
       el('div', { class: 'track', 'aria-hidden': 'true' }, (() => { const d = el('div', {}); d.style.width = `${run.of ? Math.min(100, (100 * run.step) / run.of) : 100}%`; return d })()),
       el('dl', { class: 'figures' },
-        train && lastFinite(train.v) !== undefined ? figure('train loss', lastFinite(train.v).toFixed(3), 'last batch') : null,
+        train && lastFinite(train.v) !== undefined ? figure(learns ? 'reward' : 'train loss', lastFinite(train.v).toFixed(3), 'last batch') : null,
+        learns && run.train.kl && lastFinite(run.train.kl.v) !== undefined ? figure('KL', significant(lastFinite(run.train.kl.v), 3), 'nats a token') : null,
+        learns && run.train.length ? figure('length', significant(lastFinite(run.train.length.v), 3), 'tokens') : null,
         figure('tokens', short(last(run.at.tokens)), 'seen'),
         run.tokens_per_s === null ? null : figure('tokens / s', short(run.tokens_per_s), 'median'),
         run.mfu === null ? null : figure('MFU', percent(run.mfu), 'median'),
@@ -436,8 +502,18 @@ function cards() {
         figure('time', clock(spent), run.spent.eval === null ? 'in training' : 'in all'),
         figure('updates', whole(run.step - run.skipped), `${whole(run.skipped)} skipped`),
         run.checkpoints.length ? figure('checkpoints', String(run.checkpoints.length), verified === run.checkpoints.length ? 'all verified' : `${verified} verified`) : null),
-      held.length ? el('div', { class: 'wide' }, el('table', { class: 'held' }, el('tr', {}, el('th', { scope: 'col' }, 'held out'), el('th', { scope: 'col', class: 'num' }, 'loss'), el('th', { scope: 'col', class: 'num' }, 'best'), el('th', { scope: 'col', class: 'num' }, 'accuracy')), ...held)) : null))
+      held.length ? el('div', { class: 'wide' }, el('table', { class: 'held' }, el('tr', {}, el('th', { scope: 'col' }, 'held out'), el('th', { scope: 'col', class: 'num' }, learns ? 'reward' : 'loss'), el('th', { scope: 'col', class: 'num' }, 'best'), more ? el('th', { scope: 'col', class: 'num' }, part(more)) : null), ...held)) : null))
   })
+}
+
+// ---------------------------------------------------------------- alarms, and rewards that failed
+const alarmed = runs.flatMap((run) => run.events.filter((e) => e.kind === 'alarm').map((e) => [run, e]))
+function alarms() {
+  const at = (run, step) => el('button', { type: 'button', title: 'show it in the curves', onclick: () => { cross(place(run, step)); charts[0].figure.scrollIntoView({ block: 'nearest' }) } }, said(run, `step ${whole(step)}`))
+  const failed = runs.flatMap((run) => run.failures.map((f) => [run, f]))
+  if (alarmed.length) $('hero').append(el('section', { class: 'alarms', 'aria-label': 'Alarms' }, el('h3', {}, many(alarmed.length, 'alarm')), el('ul', {}, ...alarmed.map(([run, e]) => el('li', {}, at(run, e.step), e.what)))))
+  if (failed.length) $('hero').append(el('section', { class: 'alarms failed', 'aria-label': 'Rewards that failed' }, el('h3', {}, 'Rewards that failed'), el('ul', {}, ...failed.map(([run, [name, rows, steps, first, until, why]]) => el('li', {},
+    el('b', {}, said(run, name)), ` ${many(rows, 'completion')} in ${many(steps, 'step')}, from ${whole(first)} to ${whole(until)}, without weight: ${why}`)))))
 }
 
 // ---------------------------------------------------------------- where the time went
@@ -481,7 +557,7 @@ function drawSamples() {
   sampleBox.replaceChildren(...prompts.map((prompt) => el('div', { class: `prompt ${view.all || runs.filter((r) => r.samples[prompt]).length > 1 ? 'full' : ''}` }, el('h3', {}, prompt || '(empty prompt)'), el('div', { class: 'texts' }, ...runs.flatMap((run, i) => {
     const texts = run.samples[prompt] || []
     const shown = view.all ? texts : texts.filter(([s]) => s <= upTo).slice(-1)
-    return shown.map(([s, text]) => el('article', { class: `text ${look(i)}` }, el('header', {}, single ? null : el('b', {}, `${run.name} `), `step ${whole(s)}`), el('p', {}, el('mark', {}, prompt), text.replace(/\s+$/, '') || (text ? ' (white space only)' : ' (nothing)'))))
+    return shown.map(([s, text, reward]) => el('article', { class: `text ${look(i)}` }, el('header', {}, single ? null : el('b', {}, `${run.name} `), `step ${whole(s)}`, reward === undefined ? null : el('span', { class: 'rated' }, reward === null ? 'no reward' : `reward ${significant(reward, 3)}`)), el('p', {}, el('mark', {}, prompt), text.replace(/\s+$/, '') || (text ? ' (white space only)' : ' (nothing)'))))
   })))))
 }
 
@@ -527,9 +603,23 @@ function start() {
   fromHash()
   toolbar()
   $('hero').append(legend())
-  chart($('hero'), { hero: true, series: heroSeries, title: () => (view.acc ? 'Accuracy' : 'Loss'), unit: () => (view.acc ? 'of next tokens, training batch and held out' : 'nats per token, training batch and held out') })
+  if (runs.some(online)) {
+    chart($('hero'), { hero: true, series: heroSeries(true), plain: true, title: () => 'Reward', unit: () => 'mean over completions, training batch and held out' })
+    alarms()
+  }
+  if (!runs.every(online)) chart($('hero'), { hero: true, series: heroSeries(false), title: () => (view.acc ? 'Accuracy' : 'Loss'), unit: () => (view.acc ? 'of next tokens, training batch and held out' : 'nats per token, training batch and held out') })
+  const panels = [
+    [goldSeries, 'Reward against what counts', 'each on its own axis', { plain: true }],
+    [partsSeries, 'Reward and its parts', 'mean over completions', { plain: true }],
+    [heldSeries, 'Held out, by part', 'bands: 95 % interval', { plain: true }],
+  ].filter(([series]) => series().length > 1)
+  for (const [series, title, unit, options] of panels) chart($('panels'), { title: () => title, unit: () => unit, series, height: 250, keys: true, ...options })
+  for (const [names, title, unit, options] of ONLINE) {
+    const series = panelSeries(names)
+    if (series().length) chart($('small'), { title: () => title, unit: () => unit, series, height: 170, keys: names.length > 1 && series().length > 1, ...options })
+  }
   const missing = []
-  const extra = [...new Set(runs.flatMap((r) => Object.keys(r.train)))].filter((k) => !KNOWN.has(k)).map((k) => [k, k.replaceAll('_', ' '), '', {}])
+  const extra = [...new Set(runs.flatMap((r) => Object.keys(r.train)))].filter((k) => !KNOWN.has(k) && !isPart(k) && !['reward', 'gold'].includes(k)).map((k) => [k, k.replaceAll('_', ' '), '', {}])
   for (const [name, title, unit, options] of [...SMALL, ...extra]) {
     const series = smallSeries(name)
     const has = series()
@@ -543,6 +633,7 @@ function start() {
     'Drag across a chart to zoom, double-click to go back; on a chart, the arrow keys move the crosshair.',
     missing.length ? `Not logged: ${missing.join(', ')}.` : '',
     bad ? `Red triangles on the axis are updates that were not finite: ${bad}.` : '',
+    alarmed.length ? `Red lines are alarms: ${alarmed.length}.` : '',
     again ? `Dotted vertical lines are restarts: ${again}.` : '',
     runs.some((r) => Object.values(r.train).some((c) => c.lo)) ? 'Long curves are drawn as the mean of each bucket, within the band from its least to its greatest value.' : '',
   ].filter(Boolean).join(' ')
