@@ -9,6 +9,8 @@ What a row says depends on its prompt and its seed alone: a draw is keyed by (se
 """
 
 import functools
+import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +23,8 @@ from llmstack.infer.sampling import NEVER
 from llmstack.model import allocate, forward, ready, unembed
 from llmstack.sharding import constrain
 
-SHORTEST = 64  # slots of a cache: below that attention costs nothing beside the weights
+SHORTEST = 32  # slots of a cache: below that attention costs little beside the weights
+LEAST = 8  # a batch shrinks to 1 / LEAST: below that its rows cost little beside the weights
 
 
 class Rollout(NamedTuple):
@@ -37,7 +40,7 @@ class Rollout(NamedTuple):
 class Rows(NamedTuple):
   """The rows being decoded. A free row is one that ended or was never filled."""
 
-  cache: Any  # model.cache, of S slots
+  cache: Any  # model.cache of S slots, each layer's a list of groups of rows
   token: jax.Array  # int32[B], sampled and not yet read
   positions: jax.Array  # int32[B], the position of `token`
   seeds: jax.Array  # uint32[B]
@@ -60,18 +63,23 @@ LETTERS = Rows(None, 'B', 'B', 'B', 'BT', 'B', 'B', 'B', 'BT', 'BT', 'BT')
 def laid_out(rows):
   """Returns the rows laid out as every program takes and gives them, so that each is compiled once."""
   put = lambda x, letters: constrain(x, letters.replace('T', '.'))  # noqa: E731
-  cache = [{'k': put(x['k'], 'BKSH'), 'v': put(x['v'], 'BKSH'), 'pos': put(x['pos'], 'BS')} for x in rows.cache]
+  cache = jax.tree.map(lambda x: put(x, 'BKSH' if x.ndim == 4 else 'BS'), rows.cache)
   return Rows(cache, *map(put, rows[1:], LETTERS[1:]))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'new_tokens', 'stop_width', 'pad'))
-def empty(cfg, batch, slots, new_tokens, stop_width, pad):
+def grouped(cfg, batch, slots, groups):
+  """Returns an empty cache, each layer's a list of groups of rows."""
+  return [list(layer) for layer in zip(*(allocate(cfg, batch // groups, slots) for _ in range(groups)))]
+
+
+@functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'groups', 'new_tokens', 'stop_width', 'pad'))
+def empty(cfg, batch, slots, groups, new_tokens, stop_width, pad):
   """Returns Rows without a live one."""
   zero = lambda dtype=jnp.int32, *more: jnp.zeros((batch, *more), dtype)  # noqa: E731
   tokens = zero(jnp.int32, new_tokens) + pad
   logp = zero(jnp.float32, new_tokens)
   return laid_out(Rows(
-    allocate(cfg, batch, slots), zero(), zero(), zero(jnp.uint32), zero(jnp.int32, stop_width), zero(), zero(),
+    grouped(cfg, batch, slots, groups), zero(), zero(), zero(jnp.uint32), zero(jnp.int32, stop_width), zero(), zero(),
     zero(bool), tokens, logp, logp + 0,
   ))  # fmt: skip
 
@@ -160,12 +168,23 @@ def place(rows, bank, source, to, lengths, seeds, budget, stops, *, temperature,
   lengths, budget: int32[R], tokens; seeds: uint32[R].
   """
 
-  def slots(x, prompt):
-    """Returns x[B,...,S,...] with the rows of the bank in the first slots."""
-    prompt = prompt[source]
-    if x.ndim == 2:  # positions: those of the row that was there are gone
-      return x.at[to].set(jnp.pad(prompt, ((0, 0), (0, x.shape[1] - prompt.shape[1])), constant_values=-1), mode='drop')
-    return x.at[to, :, : prompt.shape[2]].set(prompt, mode='drop')
+  def slots(prompt, *groups):
+    """Returns the groups x[B,...,S,...] with the rows of the bank in the first slots."""
+    prompt, out = prompt[source], []
+    for i, x in enumerate(groups):
+      here = to - i * len(x)
+      here = jnp.where(here < 0, len(x), here)  # out of range: dropped
+      if x.ndim == 2:  # positions: those of the row that was there are gone
+        whole = jnp.pad(prompt, ((0, 0), (0, x.shape[1] - prompt.shape[1])), constant_values=-1)
+        out.append(x.at[here].set(whole, mode='drop'))
+      else:
+        out.append(x.at[here, :, : prompt.shape[2]].set(prompt, mode='drop'))
+    return out
+
+  cache = []
+  for groups, prompt in zip(rows.cache, bank.cache):
+    parts = {name: slots(prompt[name], *(group[name] for group in groups)) for name in prompt}
+    cache.append([dict(zip(parts, x)) for x in zip(*parts.values())])
 
   new = draw(bank.logits[source], seeds, lengths, temperature)
   tail = jnp.full((to.shape[0], rows.tail.shape[1]), -1, jnp.int32).at[:, -1].set(new[0])
@@ -175,37 +194,45 @@ def place(rows, bank, source, to, lengths, seeds, budget, stops, *, temperature,
     first(rows.tokens, new[0], pad), first(rows.logp, new[1], 0), first(rows.sampling_logp, new[2], 0),
   )  # fmt: skip
   put = lambda x, y: x.at[to].set(y, mode='drop')  # noqa: E731
-  return laid_out(Rows(jax.tree.map(slots, rows.cache, bank.cache), *map(put, rows[1:], fresh)))
+  return laid_out(Rows(cache, *map(put, rows[1:], fresh)))
 
 
 prepared = jax.jit(ready, static_argnums=(0, 2))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'slots'))
-def resize(cfg, rows, kept, slots):
+@functools.partial(jax.jit, static_argnames=('cfg', 'slots', 'groups'))
+def resize(cfg, rows, kept, slots, groups):
   """Returns the Rows `kept` int32[B], with caches of at most `slots` slots: more than any live row's position."""
-  batch = kept.shape[0]
 
-  def cut(x, like):
-    x = x[kept]
+  def cut(like, *old):
+    x = jnp.concatenate(old)[kept]
     axis = x.ndim // 2  # of slots: [B,K,S,H] and [B,S]
-    more = like.shape[axis] - x.shape[axis]
-    if more < 0:
-      return jax.lax.slice_in_dim(x, 0, like.shape[axis], axis=axis)
-    return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], constant_values=-1 if x.ndim == 2 else 0)
+    x = jax.lax.slice_in_dim(x, 0, min(like.shape[axis], x.shape[axis]), axis=axis)
+    more = [(0, like.shape[i] - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
+    return jnp.split(jnp.pad(x, more, constant_values=-1 if x.ndim == 2 else 0), groups)
 
-  like = jax.eval_shape(lambda: allocate(cfg, batch, slots))
-  return laid_out(Rows(jax.tree.map(cut, rows.cache, like), *(x[kept] for x in rows[1:])))
+  cache = []
+  for like, old in zip(jax.eval_shape(lambda: allocate(cfg, len(kept), slots)), rows.cache):
+    parts = {name: cut(like[name], *(group[name] for group in old)) for name in like}
+    cache.append([dict(zip(parts, x)) for x in zip(*parts.values())])
+  return laid_out(Rows(cache, *(x[kept] for x in rows[1:])))
 
 
-def halves(most, least, multiple=1):
-  """Returns sizes, ascending: `most` and its halves, rounded up to `multiple`, that are at least `least`."""
-  sizes = [most]
-  while True:
-    half = -(-sizes[0] // (2 * multiple)) * multiple
-    if half < max(least, multiple) or half == sizes[0]:
-      return sizes
-    sizes.insert(0, half)
+def groups_of(mesh, batch):
+  """Returns into how many groups the rows are split in attention.
+
+  XLA's CPU backend multiplies a query with its keys on one core, a third of a step: two groups are two such products
+  at a time. Elsewhere there is one.
+  """
+  if mesh.size > 1 or jax.default_backend() != 'cpu':
+    return 1
+  return math.gcd(batch, 2 if os.cpu_count() < 4 else 4)
+
+
+def sizes(most, least, multiple=1):
+  """Returns ascending sizes: `most` and its halves, rounded up to `multiple`, that are at least `least`."""
+  half = -(-most // (2 * multiple)) * multiple
+  return [most] if half < least or half == most else [*sizes(half, least, multiple), most]
 
 
 def at_least(sizes, n):
@@ -243,6 +270,36 @@ def checked(cfg, prompts, seeds, ways, *, slots, refill, new_tokens, temperature
   return width
 
 
+class Queue:
+  """The prompts that wait, and which of them the Bank holds."""
+
+  def __init__(self, cfg, prompts, slots, width, pad):
+    number = {}
+    self.which = [number.setdefault(tuple(p), len(number)) for p in prompts]  # of a row's prompt among the different
+    self.prompts, self.width, self.pad = list(number), width, pad
+    # The samples of a prompt one after the other, so that few prompts are held at a time.
+    self.waiting = sorted(range(len(prompts)), key=lambda i: self.which[i])
+    self.held = [None] * power(min(slots, len(number)))
+    self.bank = empty_bank(cfg, len(self.held), width)
+
+  def take(self, cfg, params, n, ways):
+    """Returns (the next n rows, where the Bank has the prompt of each), the prompts having been read."""
+    taken, self.waiting = self.waiting[:n], self.waiting[n:]
+    needed = {self.which[i] for i in taken}
+    new = sorted(needed - set(self.held))
+    if new:
+      spare = [c for c, p in enumerate(self.held) if p not in needed]
+      # A few shapes, of which the mesh divides each.
+      batch = ways * power(-(-len(new) // ways))
+      tokens, lengths = np.full((batch, self.width), self.pad, np.int32), np.ones(batch, np.int32)
+      to = np.full(batch, len(self.held), np.int32)  # out of range: dropped
+      for j, (p, c) in enumerate(zip(new, spare)):
+        lengths[j], to[j], self.held[c] = len(self.prompts[p]), c, p
+        tokens[j, : lengths[j]] = self.prompts[p]
+      self.bank = read(cfg, params, self.bank, tokens, lengths, to)
+    return taken, [self.held.index(self.which[i]) for i in taken]
+
+
 def rollout(
   cfg, params, prompts, seeds, *, mesh, slots, refill, new_tokens, temperature, stops, pad, width=None
 ):  # fmt: skip
@@ -252,8 +309,9 @@ def rollout(
   params: as forward takes them, or made ready for `slots` rows.
   slots: rows that are decoded at a time. refill: free rows that are waited for before the queue is looked at.
   new_tokens: at most so many; a row whose prompt is long has as many as model.length leaves.
-  temperature: 0 is greedy. There is no top-k and no top-p: the learner's log-probs are those of the whole distribution.
-  stops: int32[n,w] as decode.stop_table makes it. pad: id behind the end of a row; nothing else is made of it.
+  temperature: 0 is greedy. There is no top-k and no top-p: the learner's log-probs are those of the whole distribution,
+    and a ratio to what was cut is biased (trl#6789).
+  stops: int32[n,w] as decode.stop_table makes it. pad: id behind the end of a row; nothing is read from it.
   width: columns for prompts, tokens; None rounds the longest up to a multiple of 16.
   Raises: BadInput naming the prompt that is empty or fills model.length; for slots that the mesh cannot split.
   """
@@ -271,78 +329,51 @@ def rollout(
     return out
   seeds, lengths = np.asarray(seeds, np.uint32), np.array([len(p) for p in prompts], np.int32)
   budgets = np.minimum(new_tokens, cfg.length - lengths).astype(np.int32)
-  number = {}  # of each different prompt
-  which = [number.setdefault(tuple(p), len(number)) for p in prompts]
-  distinct = list(number)
-  queue = sorted(range(Q), key=lambda i: which[i])  # samples of a prompt together, so that few prompts are held
   full = min(width + new_tokens, cfg.length, max(cfg.window_of_layer))
-  batches, caches = halves(slots, ways, ways), halves(full, max(width + 1, SHORTEST))
+  batches = sizes(slots, max(slots // LEAST, ways), ways)
+  caches = sizes(full, max(width + 1, SHORTEST))
+  # What the host decides by is the same on every host.
   fetch = functools.partial(multihost_utils.process_allgather, tiled=True)
 
   with jax.set_mesh(mesh):
     params = prepared(cfg, params, slots)
+    queue = Queue(cfg, prompts, slots, width, pad)
     batch, size = at_least(batches, min(Q, slots)), caches[0]
-    rows = empty(cfg, batch, size, new_tokens, stops.shape[1], pad)
-    held = [None] * power(min(slots, len(distinct)))  # prompts in the bank
-    bank = empty_bank(cfg, len(held), width)
-    owner, live, positions = [None] * batch, np.zeros(batch, bool), np.zeros(batch, np.int32)
+    rows = empty(cfg, batch, size, groups_of(mesh, batch), new_tokens, stops.shape[1], pad)
+    owner, live, positions = np.full(batch, -1), np.zeros(batch, bool), np.zeros(batch, np.int32)
     while True:
-      free = [b for b in range(batch) if not live[b]]
-      mine = [b for b in free if owner[b] is not None]
-      turn = queue and len(free) >= min(refill, len(queue))
-      smaller = at_least(batches, max(batch - len(free), 1))
-      shrink = not queue and smaller < batch
-      if mine and (turn or shrink or not live.any()):
+      free = np.flatnonzero(~live)
+      turn = queue.waiting and len(free) >= min(refill, len(queue.waiting))
+      fewer = batch if queue.waiting else at_least(batches, max(live.sum(), 1))
+      over = free[owner[free] >= 0]
+      if len(over) and (turn or fewer < batch or not live.any()):
         got = fetch((rows.tokens, rows.logp, rows.sampling_logp, rows.count, rows.done))
-        for b in mine:
-          for x, y in zip(out, got):
-            x[owner[b]] = y[b]
-          owner[b] = None
-      if not queue and not live.any():
-        return out
+        for x, y in zip(out, got):
+          x[owner[over]] = y[over]
+        owner[over] = -1
       if turn:
-        taken, queue = queue[: len(free)], queue[len(free) :]
-        needed = sorted({which[i] for i in taken})
-        spare = [c for c, p in enumerate(held) if p not in needed]
-        new = [p for p in needed if p not in held]
-        if new:
-          n = ways * power(-(-len(new) // ways))
-          tokens, to = np.full((n, width), pad, np.int32), np.full(n, len(held), np.int32)
-          for j, p in enumerate(new):
-            tokens[j, : len(distinct[p])] = distinct[p]
-            to[j] = spare[j]
-            held[spare[j]] = p
-          count = np.ones(n, np.int32)
-          count[: len(new)] = [len(distinct[p]) for p in new]
-          bank = read(cfg, params, bank, tokens, count, to)
-        step = refill if len(taken) <= refill else batch
-        for start in range(0, len(taken), step):
-          some = taken[start : start + step]
-          pick = np.array(some + [some[0]] * (step - len(some)))
-          to = np.full(step, batch, np.int32)
-          to[: len(some)] = free[start : start + len(some)]
-          source = np.array([held.index(which[i]) for i in pick], np.int32)
+        taken, source = queue.take(cfg, params, len(free), ways)
+        for start in range(0, len(taken), refill):
+          some = slice(start, start + refill)
+          to = free[: len(taken)][some]
+          fill = lambda x, value: np.pad(x, (0, refill - len(x)), constant_values=value).astype(np.int32)  # noqa: E731
+          which = fill(taken[some], taken[0])
           rows = place(
-            rows, bank, source, to, lengths[pick], seeds[pick], budgets[pick], stops, temperature=temperature, pad=pad
-          )
-          for b, i in zip(to, some):
-            owner[b], live[b], positions[b] = i, True, lengths[i]
-        free = [b for b in range(batch) if not live[b]]
+            rows, queue.bank, fill(source[some], 0), fill(to, batch), lengths[which], seeds[which], budgets[which],
+            stops, temperature=temperature, pad=pad,
+          )  # fmt: skip
+          owner[to], live[to], positions[to] = taken[some], True, lengths[taken[some]]
+      elif not live.any():
+        return out
       fits = at_least(caches, min(positions[live].max() + 1, full))
-      if shrink or fits > size:
-        kept = [b for b in range(batch) if live[b]]
-        kept = np.array((kept + free)[: smaller if shrink else batch], np.int32)
-        size = fits
-        rows = resize(cfg, rows, kept, size)
-        batch, owner, live = len(kept), [owner[b] for b in kept], live[kept]
-      if queue:
-        wanted = min(refill, len(queue))
-      else:
-        below = [n for n in batches if n < batch]
-        wanted = batch - below[-1] if below else batch
+      if fewer < batch or fits > size:
+        kept = np.argsort(~live, kind='stable')[:fewer].astype(np.int32)
+        rows, size, batch = resize(cfg, rows, kept, fits, groups_of(mesh, len(kept))), fits, len(kept)
+        owner, live = owner[kept], live[kept]
+      wanted = min(refill, len(queue.waiting)) or batch - max([n for n in batches if n < batch], default=0)
       last = size if size < full else 2**30
       rows, live, positions = advance(cfg, params, rows, stops, wanted, last, temperature=temperature)
-      live, positions = (np.array(fetch(x)) for x in (live, positions))
+      live, positions = map(np.array, fetch((live, positions)))  # to write to
 
 
 __all__ = ['Rollout', 'rollout']

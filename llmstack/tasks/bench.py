@@ -1,4 +1,4 @@
-"""`llmstack bench train|prefer|decode|data --size S`: one JSON line, so that runs can be paired with those of others.
+"""`llmstack bench train|prefer|rollout|decode|data`: one JSON line, so that runs can be paired with those of others.
 
 Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 64 tokens x 12 rows, 65 entries;
 M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000; for accelerators 125M = 12, 768, 12, 1,024 x 16, 50,304
@@ -6,6 +6,8 @@ and 1B = 24, 1,792, 14, 1,024 x 8, 50,304. All have GPT-2's blocks, for `train` 
 `prefer` is a DPO step of a Llama of that size (feed-forward 8/3 of the width), half of the rows as pairs, the first
 quarter of each being the prompt, computed once for both, beside a frozen reference. `--precomputed` reads the
 reference's log-probs instead, `--two-sided` computes the prompt twice; tokens are counted as if it did, either way.
+`rollout` is a Llama of that size which samples 8 completions of each prompt of 16 tokens until one of two tokens of 64
+ends it, about 32 tokens, at most 256: refilled from a queue beside batch after batch, each as long as its longest.
 `decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
 Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
 """
@@ -31,6 +33,7 @@ from llmstack.data import batch as batches
 from llmstack.data import packing, pipeline
 from llmstack.errors import BadInput
 from llmstack.infer import decode
+from llmstack.infer.rollout import rollout
 from llmstack.infer.sampling import Sampling
 from llmstack.model import ModelConfig, init, parameters, ready, train_flops_per_token
 from llmstack.model.kernels import AHEAD
@@ -57,6 +60,11 @@ def model(layers, width, heads, length, vocab, **changes):
     scale_embed=False, dropout=0.0, init_std=0.02, dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16',
     attention='blocks', scan=False, remat='none',
   ) | changes)  # fmt: skip
+
+
+def llama(width):
+  """Returns what makes a Llama of `model`."""
+  return dict(norm='rms', ff=width * 8 // 3 // 64 * 64, act='silu', gated=True, positions='rope')
 
 
 def age():
@@ -155,8 +163,7 @@ def preference(args):
   """Returns the figures of a DPO step as a run makes it: AdamW, clipping, the reference's forward pass included."""
   layers, width, heads, length, rows, vocab, microbatches = SIZES[args.size]
   microbatches, pairs, vocab = args.microbatches or microbatches, rows // 2, args.vocab or vocab
-  llama = dict(norm='rms', ff=width * 8 // 3 // 64 * 64, act='silu', gated=True, positions='rope')
-  cfg = model(layers, width, heads, length, vocab, **llama | args.model)
+  cfg = model(layers, width, heads, length, vocab, **llama(width) | args.model)
   if not args.two_sided and cfg.attention not in AHEAD:
     raise BadInput(f'attention {cfg.attention!r} computes no prompt once for two: add --two-sided')
   mesh = sharding.make_mesh()
@@ -218,6 +225,73 @@ def preference(args):
     'precomputed': args.precomputed, 'two_sided': args.two_sided, 'microbatches': microbatches,
     'loss_first': float(losses[0]), 'loss_last': float(losses[-1]),
   }, table  # fmt: skip
+
+
+def rollouts(args):
+  """Returns the figures of completions of uneven length, sampled in three ways by turns; all say the same.
+
+  padded: decode.generate, batch after batch, each as long as its longest. batches: the same by `rollout`, whose caches
+  grow and whose batches shrink. refilled: `rollout` of the whole queue.
+  """
+  layers, width, heads, *_ = SIZES[args.size]
+  prompt, cap, samples, vocab = 16, 256, 8, 64
+  cfg = model(layers, width, heads, prompt + cap, vocab, **llama(width) | args.model)
+  mesh, Q = sharding.make_mesh(), args.queue
+  stops, r = decode.stop_table([[0], [1]]), np.random.RandomState(0)
+  prompts = [p for p in r.randint(2, vocab, (-(-Q // samples), prompt)).tolist() for _ in range(samples)][:Q]
+  parts = [slice(i, i + args.slots) for i in range(0, Q, args.slots)]
+  params = jax.jit(lambda: init(cfg, jax.random.key(0)))()
+
+  def refilled(seeds, some=slice(None)):
+    return rollout(
+      cfg, params, prompts[some], seeds[some], mesh=mesh, slots=args.slots, refill=args.refill, new_tokens=cap,
+      temperature=1.0, stops=stops, pad=0,
+    ).tokens  # fmt: skip
+
+  def batches(seeds):
+    return np.concatenate([refilled(seeds, some) for some in parts])
+
+  def padded(seeds):
+    out = []
+    for some in parts:
+      tokens, lengths = decode.pad_prompts(prompts[some], limit=prompt, pad=0)
+      keys, sampling = decode.row_keys(seeds[some]), Sampling.of(len(tokens), vocab)
+      with jax.set_mesh(mesh):
+        said = decode.generate(cfg, params, tokens, lengths, keys, sampling, stops, new_tokens=cap, pad=0)
+      out.append(np.asarray(said.tokens))
+    return np.concatenate(out)
+
+  ways, seconds, lengths, same = (padded, batches, refilled), [], [], True
+  for turn in range(args.steps + 1):
+    seeds = np.arange(Q, dtype=np.uint32) + (turn or 1) * Q  # the first turn compiles what the second needs
+    box = []
+    seconds.append([timed(lambda f=f, seeds=seeds, box=box: box.append(f(seeds)), 1)[0] for f in ways])
+    same &= all((said == box[0]).all() for said in box)
+    # A stop token is 0, as padding is, or 1: a row is as long as to the first of them.
+    lengths.append([int(np.argmax(row < 2)) + 1 if (row < 2).any() else cap for row in box[0]])
+  times, lengths = np.array(seconds[1:]), np.array(lengths[1:])
+  longest = sum(lengths[:, some].max(1).sum() for some in parts)
+  print(f'{"":10}{"s":>8}{"tokens/s":>10}{"x padded":>10}', file=sys.stderr)
+  for i, f in enumerate(ways):
+    gain = np.median(times[:, 0] / times[:, i])
+    print(
+      f'{f.__name__:10}{np.median(times[:, i]):8.3f}{lengths.sum() / times[:, i].sum():10.0f}{gain:10.2f}',
+      file=sys.stderr,
+    )
+  return {
+    'queue': Q,
+    'slots': args.slots,
+    'refill': args.refill,
+    'tokens_mean': float(lengths.mean()),
+    'tokens_longest': int(lengths.max()),
+    'padded_share': float(1 - lengths.sum() / (longest * args.slots)),
+    'same_tokens': bool(same),
+    'refilled_x_padded': float(np.median(times[:, 0] / times[:, 2])),
+    'refilled_x_batches': float(np.median(times[:, 1] / times[:, 2])),
+    'tokens_per_s': float(lengths.sum() / times[:, 2].sum()),
+    'seconds': times.round(3).tolist(),
+    'first_turn_s': [round(s, 1) for s in seconds[0]],
+  }, profile(lambda: refilled(seeds), args.profile)
 
 
 def generate(args):
@@ -316,7 +390,7 @@ def profile(f, folder):
   return [*lines, f'{total:9.1f} ms  all operations, over all threads; trace in {os.path.dirname(path)}']
 
 
-BENCHES = {'train': train, 'prefer': preference, 'decode': generate, 'data': rows}
+BENCHES = {'train': train, 'prefer': preference, 'rollout': rollouts, 'decode': generate, 'data': rows}
 
 
 def command(argv):
@@ -330,7 +404,10 @@ def command(argv):
   parser.add_argument('what', choices=BENCHES)
   parser.add_argument('--size', choices=SIZES, default='S', help='of train and data')
   parser.add_argument('--batch', type=int, default=1, help='sequences, of decode')
-  parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode')
+  parser.add_argument('--queue', type=int, default=64, help='completions, of rollout')
+  parser.add_argument('--slots', type=int, default=16, help='rows decoded at a time, of rollout')
+  parser.add_argument('--refill', type=int, default=4, help='rows that wait for others to be refilled, of rollout')
+  parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode, or turns of rollout')
   parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
   parser.add_argument('--vocab', type=int, help='entries, of prefer; the default is that of the size')
   parser.add_argument('--precomputed', action='store_true', help='of prefer: read the log-probs of the reference')
@@ -341,8 +418,8 @@ def command(argv):
   for name in args.model:
     if name not in vars(ModelConfig)['__dataclass_fields__']:
       raise BadInput(f'--model has no setting {name!r}: see configs/sizes.py')
-  if min(args.batch, args.steps, args.microbatches or 1) < 1:
-    raise BadInput('--batch, --steps and --microbatches must be at least 1')
+  if min(args.batch, args.queue, args.steps, args.microbatches or 1) < 1:
+    raise BadInput('--batch, --queue, --steps and --microbatches must be at least 1')
   figures, table = BENCHES[args.what](args)
   figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
   where = {'size': args.size if args.what != 'decode' else 'decode', 'device': jax.devices()[0].device_kind}
