@@ -24,7 +24,7 @@ from llmstack.model import allocate, forward, ready, unembed
 from llmstack.sharding import constrain
 
 SHORTEST = 32  # slots of a cache: below that attention costs little beside the weights
-LEAST = 8  # a batch shrinks to 1 / LEAST: below that its rows cost little beside the weights
+LEAST = 8  # batches and caches are at least 1 / LEAST of the largest: each pair that is reached is compiled
 
 
 class Rollout(NamedTuple):
@@ -82,6 +82,12 @@ def empty(cfg, batch, slots, groups, new_tokens, stop_width, pad):
     grouped(cfg, batch, slots, groups), zero(), zero(), zero(jnp.uint32), zero(jnp.int32, stop_width), zero(), zero(),
     zero(bool), tokens, logp, logp + 0,
   ))  # fmt: skip
+
+
+def regrouped(f, entry, groups):
+  """Returns the groups of a layer's cache, of which each array is f(that of `entry`, those of the old groups)."""
+  arrays = {name: f(entry[name], *(group[name] for group in groups)) for name in entry}
+  return [dict(zip(arrays, parts)) for parts in zip(*arrays.values())]
 
 
 def draw(logits, seeds, positions, temperature):
@@ -144,7 +150,8 @@ class Bank(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'width'))
 def empty_bank(cfg, batch, width):
-  cache = jax.tree.map(lambda x: constrain(x, '.K..'[: x.ndim] if x.ndim == 4 else '..'), allocate(cfg, batch, width))
+  """Returns a Bank with room for `batch` prompts of `width` tokens, whole on each device but for heads."""
+  cache = jax.tree.map(lambda x: constrain(x, '.K..' if x.ndim == 4 else '..'), allocate(cfg, batch, width))
   return Bank(cache, constrain(jnp.zeros((batch, cfg.vocab)), '..'))
 
 
@@ -181,11 +188,7 @@ def place(rows, bank, source, to, lengths, seeds, budget, stops, *, temperature,
         out.append(x.at[here, :, : prompt.shape[2]].set(prompt, mode='drop'))
     return out
 
-  cache = []
-  for groups, prompt in zip(rows.cache, bank.cache):
-    parts = {name: slots(prompt[name], *(group[name] for group in groups)) for name in prompt}
-    cache.append([dict(zip(parts, x)) for x in zip(*parts.values())])
-
+  cache = [regrouped(slots, *both) for both in zip(bank.cache, rows.cache)]
   new = draw(bank.logits[source], seeds, lengths, temperature)
   tail = jnp.full((to.shape[0], rows.tail.shape[1]), -1, jnp.int32).at[:, -1].set(new[0])
   first = lambda x, y, fill: jnp.full((to.shape[0], x.shape[1]), fill, x.dtype).at[:, 0].set(y)  # noqa: E731
@@ -211,10 +214,8 @@ def resize(cfg, rows, kept, slots, groups):
     more = [(0, like.shape[i] - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
     return jnp.split(jnp.pad(x, more, constant_values=-1 if x.ndim == 2 else 0), groups)
 
-  cache = []
-  for like, old in zip(jax.eval_shape(lambda: allocate(cfg, len(kept), slots)), rows.cache):
-    parts = {name: cut(like[name], *(group[name] for group in old)) for name in like}
-    cache.append([dict(zip(parts, x)) for x in zip(*parts.values())])
+  like = jax.eval_shape(lambda: allocate(cfg, len(kept), slots))
+  cache = [regrouped(cut, *both) for both in zip(like, rows.cache)]
   return laid_out(Rows(cache, *(x[kept] for x in rows[1:])))
 
 
@@ -331,7 +332,7 @@ def rollout(
   budgets = np.minimum(new_tokens, cfg.length - lengths).astype(np.int32)
   full = min(width + new_tokens, cfg.length, max(cfg.window_of_layer))
   batches = sizes(slots, max(slots // LEAST, ways), ways)
-  caches = sizes(full, max(width + 1, SHORTEST))
+  caches = sizes(full, max(width + 1, full // LEAST, SHORTEST))
   # What the host decides by is the same on every host.
   fetch = functools.partial(multihost_utils.process_allgather, tiled=True)
 
