@@ -1,16 +1,14 @@
-"""Sums of three to five numbers: a task that pays for reasoning, and people who show it badly.
+"""Sums of three to five numbers: a task that pays for reasoning, and people who mostly do not show any.
 
-The answer to 'What is 7 + 8 + 5 - 3?' is checked by a rule, and a model of the demo's size finds it only step by step:
-'7+8=15, 15+5=20, 20-3=17.' Digits are one token each, and without spaces a step costs seven tokens, not eleven.
+The answer to 'What is 4 + 5 - 7 + 3?' is checked by a rule, and a model of the demo's size finds it step by step only:
+'4+5=9, 9-7=2, 2+3=5.' Every result is one digit, which is one token; without spaces a step has seven.
 
-What is planted in the demonstrations, as the world's people work (`MANNERS`):
-- steps: every operation is written down;
-- head: the result alone, 'It is 17.', which is a guess for whoever has no head for it;
-- the longer a sum, the fewer take the trouble to write every step;
-- each result that is written down has the chance SLIP of being off by a little, and the work goes on from there.
-So imitation learns the shares of the manners and of the slips, however long it lasts, while a reward for right answers
-can tell which manner pays. Nothing else is hidden: the careful manner is in the demonstrations of every length, and
-sums-careful.jsonl has the same problems worked without a slip, for the ceiling that imitation of perfect people has.
+What is planted in the demonstrations (`MANNERS`, `SLIPS`):
+- a third of them are worked in steps, and each result is off by a little with the chance 0.05; work goes on from there;
+- the others give a result from the head, 'It is 5.', half of them a wrong one.
+So imitation, however long, learns to answer from the head most of the time, which a small model does no better than
+people do, while a reward for right answers can tell which manner pays. Nothing else is hidden. The ceiling is known:
+sums-careful.jsonl has the same problems all worked in steps without a slip.
 """
 
 import json
@@ -24,15 +22,15 @@ from llmstack.errors import BadInput
 __all__ = ['HELD_OUT', 'LENGTHS', 'MANNERS', 'OFF', 'SLIPS', 'TOP', 'files', 'question', 'right', 'work', 'write']
 
 LENGTHS = (3, 4, 5)  # numbers of a sum, 1 to 9 each
-TOP = 9  # no result on the way is above it, or below 1
+TOP = 9  # no true result is above it, or below 1, on the way either
 HELD_OUT = 0.15  # share of the sets of numbers, whatever their order and signs
 MANNERS = {'steps': 0.35, 'head': 0.65}  # shares
 SLIPS = {'steps': 0.05, 'head': 0.50}  # chance that a result is off
-OFF = (-2, -1, 1, 2)
+OFF = (-2, -1, 1, 2)  # by how much
 
 
 def question(numbers: tuple[int, ...]) -> str:
-  """Returns the question that asks for the sum of signed numbers: (7, 8, -3) -> 'What is 7 + 8 - 3?'"""
+  """Returns the question that asks for the sum of signed numbers: (4, 5, -7) -> 'What is 4 + 5 - 7?'"""
   return f'What is {numbers[0]}{"".join(f" {_sign(n)} {abs(n)}" for n in numbers[1:])}?'
 
 
