@@ -2,7 +2,7 @@
 
     llmstack --config configs/assistant.py --workdir runs/assistant
 
-after `make demo`'s other stages: pretrain, sft, its LoRA, reward, prefer and distill.
+after `make demo`'s other stages: pretrain, sft, its LoRA, reward, prefer, distill and rl.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def get_config():
   c.chat = 'llmstack'  # template
   c.questions = 200  # at most, of each kind: told in both, in pretraining only, without questions, never, sums
   c.quizzes = 30  # pages of questions that the base model continues
-  c.new_tokens = 40
+  c.sums = 400  # at most, that take reasoning
+  c.new_tokens = 48
   c.batch = 128  # prompts decoded together
   c.models = ConfigDict()
   c.models.base = 'runs/world'
@@ -27,6 +28,8 @@ def get_config():
   c.models.reward = 'runs/reward'
   c.models.dpo = 'runs/dpo'
   c.models.distilled = 'runs/distilled'
+  c.models.ppo = 'runs/ppo'
+  c.models.grpo = 'runs/grpo'
   c.least = ConfigDict()  # limits: below one of them the run ends with status 1
   c.least.base_quizzes = 0.9  # pages that go on with a question
   c.least.well_formed = 0.95  # answers after SFT
@@ -35,6 +38,8 @@ def get_config():
   c.least.reward = 0.9  # held-out pairs ranked right
   c.least.dpo = 0.8  # wins over SFT under the true reward, ties half
   c.least.distilled = 0.8  # mean true reward, over that of the teacher
+  c.least.ppo = 0.55  # wins over SFT under the true reward, ties half
+  c.least.sums = 0.8  # right after GRPO, of those that imitation gets right in a third
   c.most_lora = 0.02  # parameters that the adapter may train, of all
   c.mesh = sizes.mesh()
   return c

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from llmstack import errors, metrics, sharding
-from llmstack.data import chat, world, world_chat
+from llmstack.data import chat, world, world_chat, world_sums
 from llmstack.errors import BadInput, Missed
 from llmstack.infer.score import score
 from llmstack.model import parameters
@@ -33,7 +33,7 @@ def rows(world, name):
 
 def check(config):
   """Returns nothing; raises BadInput for a stage that has not run, before those that have are measured."""
-  errors.at_least(config, 1, 'batch', 'questions', 'new_tokens', 'quizzes')
+  errors.at_least(config, 1, 'batch', 'questions', 'new_tokens', 'quizzes', 'sums')
   for name, workdir in config.models.items():
     try:
       kind = start.Trained(workdir).kind
@@ -63,6 +63,13 @@ def examine(model, asked, facts, new_tokens, template):
     'well_formed': (sum(map(world_chat.well_formed, said)), len(said)), 'right': right,
     'reward': float(np.mean([world_chat.reward(facts(row), text) for row, text in zip(asked, said)])),
   }, said  # fmt: skip
+
+
+def sums(model, asked, new_tokens, template):
+  """Returns how many of the sums that take reasoning a model gets right, greedily."""
+  prompts = [row['prompt'] for row in asked]
+  said = answers(model, prompts, new_tokens=new_tokens, temperature=0.0, seed=0, template=template)
+  return sum(world_sums.right(row['answer'], text) for row, text in zip(asked, said))
 
 
 def sampled(model, template, prompts, new_tokens, seed):
@@ -124,7 +131,7 @@ def run(config, workdir):
   hits = quizzes(base, world.facts(seed), config.quizzes)
   table.share('base: goes on with questions after questions', hits, config.quizzes, least.base_quizzes)
   models, stages, said = {}, {}, {}
-  for name in ('sft', 'lora', 'dpo', 'distilled'):
+  for name in ('sft', 'lora', 'dpo', 'distilled', 'ppo'):
     models[name] = model = load(name)
     template = chat.template(config.chat, model.tokenizer)
     stages[name], said[name] = examine(model, asked, facts, config.new_tokens, template)
@@ -161,22 +168,25 @@ def run(config, workdir):
   held = [row for row in asked if row['split'] == 'held_out']
   prompts = [row['prompt'] for row in held]
   of = [i for i, row in enumerate(asked) if row['split'] == 'held_out']
-  for how in ('greedy', 'sampled at temperature 1'):
-    true = {}
-    for name in ('sft', 'dpo'):
-      texts = [said[name][i] for i in of]
-      if how != 'greedy':
-        whole, starts, texts = sampled(models[name], template, prompts, config.new_tokens, config.seed)
-      true[name] = [world_chat.reward(facts(row), text) for row, text in zip(held, texts)]
-    rate, low, high = metrics.win_rate(true['dpo'], true['sft'], config.seed)
-    note = f'{low:.1%} to {high:.1%} of {len(held)}, ties half'
-    limit = least.dpo if how == 'greedy' else None
-    table.add(f'dpo: true reward above SFT, {how}', rate, limit, note=note)
-  table.add('dpo: KL to SFT, nats per answer', kl(models['dpo'], models['sft'], whole, starts), unit='.2f')
+  drawn = {n: sampled(models[n], template, prompts, config.new_tokens, config.seed) for n in ('sft', 'dpo', 'ppo')}
+  true = lambda texts: [world_chat.reward(facts(row), text) for row, text in zip(held, texts)]  # noqa: E731
+  for name in ('dpo', 'ppo'):
+    for how in ('greedy', 'sampled at temperature 1'):
+      a, b = (true([said[n][i] for i in of] if how == 'greedy' else drawn[n][2]) for n in (name, 'sft'))
+      rate, low, high = metrics.win_rate(a, b, config.seed)
+      note = f'{low:.1%} to {high:.1%} of {len(held)}, ties half'
+      limit = least[name] if how == 'greedy' else None
+      table.add(f'{name}: true reward above SFT, {how}', rate, limit, note=note)
+    table.add(f'{name}: KL to SFT, nats per answer', kl(models[name], models['sft'], *drawn[name][:2]), unit='.2f')
   ratio = stages['distilled']['reward'] / stages['dpo']['reward']
   small = parameters(models['distilled'].cfg)[0] / parameters(models['dpo'].cfg)[0]
   note = f'with {small:.0%} of its parameters'
   table.add('distilled: true reward / that of its teacher', ratio, least.distilled, note=note)
+  problems = rows(config.world, 'sums-eval.jsonl')[: config.sums]
+  for name in ('sft', 'grpo'):
+    model = models[name] if name in models else load(name)
+    hits = sums(model, problems, config.new_tokens, chat.template(config.chat, model.tokenizer))
+    table.share(f'{name}: right, sums that take reasoning', hits, len(problems), least.sums if name == 'grpo' else None)
   os.makedirs(workdir, exist_ok=True)
   metrics.write(os.path.join(workdir, 'assistant.json'), json.dumps(table.found, indent=2))
   if table.missed:
