@@ -114,10 +114,10 @@ class Browser:
       self.send('Input.dispatchKeyEvent', type='keyUp', **given)
 
   def click(self, selector):
-    """Presses the mouse in the middle of a node, whatever lies on top of it there."""
+    """Scrolls to a node and presses the mouse in its middle, whatever lies on top of it there."""
     x, y = self.eval(
-      f'(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();'
-      ' return [b.x + b.width / 2, b.y + b.height / 2] })()'
+      f'(() => {{ const n = document.querySelector({json.dumps(selector)}); n.scrollIntoView({{ block: "center" }});'
+      ' const b = n.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()'
     )
     for kind in ('mousePressed', 'mouseReleased'):
       self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', clickCount=1)

@@ -4,9 +4,9 @@ import html.parser
 import json
 import os
 import re
-import shutil
 import subprocess
 
+import browser
 import pytest
 
 from llmstack import report
@@ -172,8 +172,89 @@ def test_a_run_being_written(tmp_path):
   assert report.collect([path])['runs'][0]['state'] == 'diverged'
 
 
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+WHY = f'the reward rose and reward/world fell {NASTY}'
+
+
+@pytest.fixture
+def rewarded(tmp_path):
+  """A run that learns from rewards, of which the one that counts falls from step 20 on, with an alarm and failures."""
+  rows = []
+  for step in range(1, 41):
+    up, gold = step / 10, 0.5 + min(step, 40 - step) / 100
+    rows.append(
+      train(step, reward=up - 0.1, entropy=2.0 - up / 4, length=10.0 + step, ended=0.9, kl=up / 40, ratio=1.0)
+    )
+    rows[-1] |= {'reward/model': up, 'reward/world': gold, 'reward/short': -0.2, 'clip_low': 0.01, 'clip_high': 0.02}
+    rows[-1] |= {'gate': 1e-6, 'failed': 3 * (step in (5, 7)), 'loss': 0.0}
+    del rows[-1]['nll']
+    if step in (5, 7):
+      rows.append({'step': step, 'kind': 'failed', 'name': 'model', 'why': f'at {step}: {NASTY}', 'rows': 3})
+    if step % 10 == 0:
+      held = {'step': step, 'kind': 'eval', 'name': 'a', 'reward': up, 'reward/world': gold, 'completions': 8}
+      rows.append(held | {'low/world': gold - 0.1, 'high/world': gold + 0.1, 'length': 9.0})
+      rows.append({'step': step, 'kind': 'sample', 'prompt': 'Why?', 'text': NASTY, 'reward': up})
+    if step in (31, 36):
+      rows.append({'step': step, 'kind': 'alarm', 'why': WHY})
+  rows[0]['first_step_s'] = 2.0
+  rewards = {'model': {'weight': 1.0}, 'world': {'weight': 0.0}, 'short': {'weight': 0.5}}
+  return workdir(tmp_path / 'ppo', rows, rewards=rewards, rollout={'gold': 'world'})
+
+
+def test_runs_that_learn_from_rewards(rewarded, tmp_path):
+  """An alarm is thinned away with the steps, the reward that counts is not known, or a sample loses its reward."""
+  run = report.collect([rewarded])['runs'][0]
+  assert [(e['step'], e['what']) for e in run['events'] if e['kind'] == 'alarm'] == [(31, WHY), (36, WHY)]
+  assert run['gold'] == 'reward/world' and run['weights'] == {'model': 1.0, 'world': 0.0, 'short': 0.5}
+  assert run['failures'] == [['model', 6, 2, 5, 7, f'at 7: {NASTY}']]
+  assert run['samples']['Why?'] == [[s, NASTY, s / 10] for s in (10, 20, 30, 40)]
+  held = run['eval']['a']
+  assert held['reward'] == {'s': [10, 20, 30, 40], 'v': [1.0, 2.0, 3.0, 4.0]} and 'completions' not in held
+  assert held['low/world']['v'] == [0.5, 0.6, 0.5, 0.4] and held['nll']['v'] == [None] * 4
+  bad = [train(k, skipped=k) for k in range(1, 900)] + [{'step': k, 'kind': 'alarm', 'why': 'w'} for k in (7, 9, 11)]
+  events = report.collect([workdir(tmp_path / 'many', bad)])['runs'][0]['events']
+  assert len(events) == build.POINTS + 3 and [e['step'] for e in events[-3:]] == [7, 9, 11]
+  parsed = Tags(report.page(report.collect([rewarded])))
+  assert parsed.tags.count('script') == 2 and 'img' not in parsed.tags
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(browser.PATH is None, reason=browser.MISSING)
+def test_rewards_in_a_browser(rewarded, two, tmp_path):
+  """A part lacks its line, an alarm its mark or its sentence, gold its own scale, or words become markup."""
+  panel = lambda title: (  # noqa: E731
+    f'Object.fromEntries([...[...document.querySelectorAll("figure")].find((f) => f.querySelector("h3").innerText'
+    f'.startsWith({json.dumps(title)})).querySelectorAll("g[data-id]")].map((g) => '
+    '[g.dataset.id.replace(/^ppo./, ""), Number(g.querySelector("[data-points]").dataset.points)]))'
+  )
+  with browser.Browser(tmp_path, (390, 844), touch=True) as page:
+    for name, paths in (('one', [rewarded]), ('both', [two[0], rewarded])):
+      (tmp_path / f'{name}.html').write_text(report.page(report.collect(paths)))
+      page.open(f'file://{tmp_path}/{name}.html')
+      assert page.eval(panel('Reward')) == {'train': 40, 'a': 4}
+      parts = {'part/reward': 40, 'part/reward/model': 40, 'part/reward/world': 40, 'part/reward/short': 40}
+      assert page.eval(panel('Reward and its parts')) == parts
+      assert page.eval(panel('Reward against')) == {'against/reward': 40, 'against/gold': 40}
+      assert page.eval(panel('Clipped')) == {'clip_low': 40, 'clip_high': 40}
+      assert page.eval(panel('EOS rate')) == {'ended': 40} and page.eval(panel('KL to the ref')) == {'kl': 40}
+      charts = page.eval('document.querySelectorAll("svg.plot").length')
+      assert page.eval('document.querySelectorAll("[data-alarm]").length') == 2 * charts
+      assert page.eval('document.querySelectorAll("img, main b b").length') == 0
+      said = page.text('.alarms')
+      assert '2 alarms' in said and 'step 31' in said and WHY.replace('\ud800', '?') in said.replace('\ufffd', '?')
+      assert '6 completions in 2 steps, from 5 to 7, without weight: at 7: <' in page.text('.failed')
+      assert 'reward 4' in page.text('#samples') and 'axis on the right' in page.text('#panels')
+      assert page.eval('document.documentElement.scrollWidth <= document.documentElement.clientWidth')
+      page.click('.alarms button')
+      assert 'the reward rose' in page.text('.tip')
+    assert page.eval(panel('Loss')) == {'run/train': 4, 'run/a': 2}
+    assert 'Loss' not in page.text('#hero figure') and not page.errors
+    # The scale of gold is its own: what is 0.1 high there fills the panel, beside a reward forty times that.
+    page.open(f'file://{tmp_path}/one.html')
+    heights = page.eval('[...document.querySelectorAll("[data-id*=against] .main")].map((p) => p.getBBox().height)')
+    assert min(heights) > 0.6 * max(heights)
+
+
+BROWSERS, BROWSER = browser.BROWSERS, browser.PATH
 
 
 @pytest.mark.browser

@@ -65,7 +65,7 @@ function shape(kind, x, y, r, cls) {
 const dash = (s) => (s.look.includes('dash') ? s.look.split(' ')[1] : '')
 const mark = (name) => SHAPES[sources.indexOf(name) % SHAPES.length]
 const key = (s) => {
-  const node = svg('svg', { width: 22, height: 12, class: `key ${s.look}`, 'aria-hidden': 'true' })
+  const node = svg('svg', { width: 22, height: 12, class: `key ${s.look.split(' ')[0]}`, 'aria-hidden': 'true' })
   node.append(svg('path', { d: 'M1 6H21', class: `${s.mark ? 'held-line' : 'main'} ${dash(s)}` }))
   if (s.mark) node.append(shape(s.mark, 11, 6, 3.2, 'mark'))
   return node
@@ -111,7 +111,7 @@ const ONLINE = [
   [['clip_low', 'clip_high', 'value_clip'], 'Clipped', 'of tokens', share],
   [['old_kl'], 'KL to the sampler', 'nats per token', { plain: true }],
   [['ratio'], 'Ratio to the sampler', 'mean', { plain: true }],
-  [['gate'], 'Sampler and learner', 'max |Δ log-prob|', {}],
+  [['gate'], 'Sampler and learner', '|Δ log-prob|', {}],
   [['reward_std'], 'Spread of rewards', 'std', { plain: true, zero: true }],
   [['same'], 'Groups of one reward', 'of groups', share],
   [['dropped'], 'Groups left out', 'count', { plain: true, zero: true }],
@@ -247,7 +247,7 @@ function chart(parent, { title, unit, series, height, hero, zero, plain, ref, ke
     // A point between two gaps is a line of no length: it needs a dot of its own.
     const alone = (s) => s.x.filter((x, i) => s.y[i] !== null && (s.y[i - 1] ?? null) === null && (s.y[i + 1] ?? null) === null).length
     for (const s of lines) {
-      const g = svg('g', { class: s.look, 'data-id': s.id })
+      const g = svg('g', { class: s.look.split(' ')[0], 'data-id': s.id }) // marks have no dashes
       if (s.lo) {
         const keep = s.x.map((_, i) => i).filter((i) => s.lo[i] !== null && (!log || s.lo[i] > 0))
         const up = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${s.Y(s.hi[i]).toFixed(1)}`), down = keep.map((i) => `${X(s.x[i]).toFixed(1)} ${s.Y(s.lo[i]).toFixed(1)}`).reverse()
@@ -557,7 +557,7 @@ function drawSamples() {
   sampleBox.replaceChildren(...prompts.map((prompt) => el('div', { class: `prompt ${view.all || runs.filter((r) => r.samples[prompt]).length > 1 ? 'full' : ''}` }, el('h3', {}, prompt || '(empty prompt)'), el('div', { class: 'texts' }, ...runs.flatMap((run, i) => {
     const texts = run.samples[prompt] || []
     const shown = view.all ? texts : texts.filter(([s]) => s <= upTo).slice(-1)
-    return shown.map(([s, text, reward]) => el('article', { class: `text ${look(i)}` }, el('header', {}, single ? null : el('b', {}, `${run.name} `), `step ${whole(s)}`, reward === undefined ? null : el('span', { class: 'rated' }, reward === null ? 'no reward' : `reward ${significant(reward, 3)}`)), el('p', {}, el('mark', {}, prompt), text.replace(/\s+$/, '') || (text ? ' (white space only)' : ' (nothing)'))))
+    return shown.map(([s, text, reward]) => el('article', { class: `text ${look(i)}` }, el('header', {}, single ? null : el('b', {}, `${run.name} `), `step ${whole(s)}`, reward === undefined ? null : el('span', { class: 'rated' }, reward === null ? 'no reward' : `reward ${significant(reward, 3)}`)), el('p', {}, el('mark', {}, prompt), reward === undefined ? '' : '\n', text.replace(/\s+$/, '') || (text ? ' (white space only)' : ' (nothing)'))))
   })))))
 }
 
@@ -609,14 +609,14 @@ function start() {
   }
   if (!runs.every(online)) chart($('hero'), { hero: true, series: heroSeries(false), title: () => (view.acc ? 'Accuracy' : 'Loss'), unit: () => (view.acc ? 'of next tokens, training batch and held out' : 'nats per token, training batch and held out') })
   const panels = [
-    [goldSeries, 'Reward against what counts', 'each on its own axis', { plain: true }],
+    [goldSeries, 'Reward against what counts', '', { plain: true }],
     [partsSeries, 'Reward and its parts', 'mean over completions', { plain: true }],
     [heldSeries, 'Held out, by part', 'bands: 95 % interval', { plain: true }],
   ].filter(([series]) => series().length > 1)
   for (const [series, title, unit, options] of panels) chart($('panels'), { title: () => title, unit: () => unit, series, height: 250, keys: true, ...options })
   for (const [names, title, unit, options] of ONLINE) {
     const series = panelSeries(names)
-    if (series().length) chart($('small'), { title: () => title, unit: () => unit, series, height: 170, keys: names.length > 1 && series().length > 1, ...options })
+    if (series().length) chart($('small'), { title: () => title, unit: () => unit, series, height: 170, keys: series().length > new Set(series().map((s) => s.run)).size, ...options })
   }
   const missing = []
   const extra = [...new Set(runs.flatMap((r) => Object.keys(r.train)))].filter((k) => !KNOWN.has(k) && !isPart(k) && !['reward', 'gold'].includes(k)).map((k) => [k, k.replaceAll('_', ' '), '', {}])
@@ -637,7 +637,7 @@ function start() {
     again ? `Dotted vertical lines are restarts: ${again}.` : '',
     runs.some((r) => Object.values(r.train).some((c) => c.lo)) ? 'Long curves are drawn as the mean of each bucket, within the band from its least to its greatest value.' : '',
   ].filter(Boolean).join(' ')
-  if (!data.comparable) $('hero').prepend(el('p', { class: 'warning' }, 'These runs do not share a tokenizer or the text it was trained on, so their nats per token measure different things: compare shapes, not heights.'))
+  if (!data.comparable && runs.filter((r) => !online(r)).length > 1) $('hero').prepend(el('p', { class: 'warning' }, 'These runs do not share a tokenizer or the text it was trained on, so their nats per token measure different things: compare shapes, not heights.'))
   timeBars()
   samples()
   checkpoints()
