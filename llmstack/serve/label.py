@@ -190,7 +190,6 @@ class Labels:
     """
     self.items, self.rater, self.seed, self.notes = items, rater, seed, []
     self._lock = threading.Lock()
-    self._by_page = {_hash('page', seed, item.id, rater): item for item in items}
     if os.path.exists(out) and os.path.getsize(out) and not os.path.exists(f'{out}.journal'):
       raise BadInput(f'{out} is there and its {out}.journal is not: bring that back, or give another --out')
     self._said = {}  # id -> (verdict, left, time), in the order of the verdicts
