@@ -9,8 +9,6 @@ What a row says depends on its prompt and its seed alone: a draw is keyed by (se
 """
 
 import functools
-import math
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +38,7 @@ class Rollout(NamedTuple):
 class Rows(NamedTuple):
   """The rows being decoded. A free row is one that ended or was never filled."""
 
-  cache: Any  # model.cache of S slots, each layer's a list of groups of rows
+  cache: Any  # model.cache, of S slots
   token: jax.Array  # int32[B], sampled and not yet read
   positions: jax.Array  # int32[B], the position of `token`
   seeds: jax.Array  # uint32[B]
@@ -67,27 +65,16 @@ def laid_out(rows):
   return Rows(cache, *map(put, rows[1:], LETTERS[1:]))
 
 
-def grouped(cfg, batch, slots, groups):
-  """Returns an empty cache, each layer's a list of groups of rows."""
-  return [list(layer) for layer in zip(*(allocate(cfg, batch // groups, slots) for _ in range(groups)))]
-
-
-@functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'groups', 'new_tokens', 'stop_width', 'pad'))
-def empty(cfg, batch, slots, groups, new_tokens, stop_width, pad):
+@functools.partial(jax.jit, static_argnames=('cfg', 'batch', 'slots', 'new_tokens', 'stop_width', 'pad'))
+def empty(cfg, batch, slots, new_tokens, stop_width, pad):
   """Returns Rows without a live one."""
   zero = lambda dtype=jnp.int32, *more: jnp.zeros((batch, *more), dtype)  # noqa: E731
   tokens = zero(jnp.int32, new_tokens) + pad
   logp = zero(jnp.float32, new_tokens)
   return laid_out(Rows(
-    grouped(cfg, batch, slots, groups), zero(), zero(), zero(jnp.uint32), zero(jnp.int32, stop_width), zero(), zero(),
+    allocate(cfg, batch, slots), zero(), zero(), zero(jnp.uint32), zero(jnp.int32, stop_width), zero(), zero(),
     zero(bool), tokens, logp, logp + 0,
   ))  # fmt: skip
-
-
-def regrouped(f, entry, groups):
-  """Returns the groups of a layer's cache, of which each array is f(that of `entry`, those of the old groups)."""
-  arrays = {name: f(entry[name], *(group[name] for group in groups)) for name in entry}
-  return [dict(zip(arrays, parts)) for parts in zip(*arrays.values())]
 
 
 def draw(logits, seeds, positions, temperature):
@@ -175,20 +162,16 @@ def place(rows, bank, source, to, lengths, seeds, budget, stops, *, temperature,
   lengths, budget: int32[R], tokens; seeds: uint32[R].
   """
 
-  def slots(prompt, *groups):
-    """Returns the groups x[B,...,S,...] with the rows of the bank in the first slots."""
-    prompt, out = prompt[source], []
-    for i, x in enumerate(groups):
-      here = to - i * len(x)
-      here = jnp.where(here < 0, len(x), here)  # out of range: dropped
-      if x.ndim == 2:  # positions: those of the row that was there are gone
-        whole = jnp.pad(prompt, ((0, 0), (0, x.shape[1] - prompt.shape[1])), constant_values=-1)
-        out.append(x.at[here].set(whole, mode='drop'))
-      else:
-        out.append(x.at[here, :, : prompt.shape[2]].set(prompt, mode='drop'))
-    return out
+  def slots(x, prompt):
+    """Returns x[B,...,S,...] with prompts of the bank in the first slots of the rows."""
+    prompt = prompt[source]
+    if x.ndim == 4:
+      return x.at[to, :, : prompt.shape[2]].set(prompt, mode='drop')
+    # Positions: those of the row that was there are gone.
+    whole = jnp.pad(prompt, ((0, 0), (0, x.shape[1] - prompt.shape[1])), constant_values=-1)
+    return x.at[to].set(whole, mode='drop')
 
-  cache = [regrouped(slots, *both) for both in zip(bank.cache, rows.cache)]
+  cache = jax.tree.map(slots, rows.cache, bank.cache)
   new = draw(bank.logits[source], seeds, lengths, temperature)
   tail = jnp.full((to.shape[0], rows.tail.shape[1]), -1, jnp.int32).at[:, -1].set(new[0])
   first = lambda x, y, fill: jnp.full((to.shape[0], x.shape[1]), fill, x.dtype).at[:, 0].set(y)  # noqa: E731
@@ -203,31 +186,18 @@ def place(rows, bank, source, to, lengths, seeds, budget, stops, *, temperature,
 prepared = jax.jit(ready, static_argnums=(0, 2))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'slots', 'groups'))
-def resize(cfg, rows, kept, slots, groups):
+@functools.partial(jax.jit, static_argnames=('cfg', 'slots'))
+def resize(cfg, rows, kept, slots):
   """Returns the Rows `kept` int32[B], with caches of at most `slots` slots: more than any live row's position."""
 
-  def cut(like, *old):
-    x = jnp.concatenate(old)[kept]
-    axis = x.ndim // 2  # of slots: [B,K,S,H] and [B,S]
+  def cut(x, like):
+    x, axis = x[kept], x.ndim // 2  # of slots: [B,K,S,H] and [B,S]
     x = jax.lax.slice_in_dim(x, 0, min(like.shape[axis], x.shape[axis]), axis=axis)
     more = [(0, like.shape[i] - x.shape[i] if i == axis else 0) for i in range(x.ndim)]
-    return jnp.split(jnp.pad(x, more, constant_values=-1 if x.ndim == 2 else 0), groups)
+    return jnp.pad(x, more, constant_values=-1 if x.ndim == 2 else 0)
 
   like = jax.eval_shape(lambda: allocate(cfg, len(kept), slots))
-  cache = [regrouped(cut, *both) for both in zip(like, rows.cache)]
-  return laid_out(Rows(cache, *(x[kept] for x in rows[1:])))
-
-
-def groups_of(mesh, batch):
-  """Returns into how many groups the rows are split in attention.
-
-  XLA's CPU backend multiplies a query with its keys on one core, a third of a step: two groups are two such products
-  at a time. Elsewhere there is one.
-  """
-  if mesh.size > 1 or jax.default_backend() != 'cpu':
-    return 1
-  return math.gcd(batch, 2 if os.cpu_count() < 4 else 4)
+  return laid_out(Rows(jax.tree.map(cut, rows.cache, like), *(x[kept] for x in rows[1:])))
 
 
 def sizes(most, least, multiple=1):
@@ -340,7 +310,7 @@ def rollout(
     params = prepared(cfg, params, slots)
     queue = Queue(cfg, prompts, slots, width, pad)
     batch, size = at_least(batches, min(Q, slots)), caches[0]
-    rows = empty(cfg, batch, size, groups_of(mesh, batch), new_tokens, stops.shape[1], pad)
+    rows = empty(cfg, batch, size, new_tokens, stops.shape[1], pad)
     owner, live, positions = np.full(batch, -1), np.zeros(batch, bool), np.zeros(batch, np.int32)
     while True:
       free = np.flatnonzero(~live)
@@ -369,7 +339,7 @@ def rollout(
       fits = at_least(caches, min(positions[live].max() + 1, full))
       if fewer < batch or fits > size:
         kept = np.argsort(~live, kind='stable')[:fewer].astype(np.int32)
-        rows, size, batch = resize(cfg, rows, kept, fits, groups_of(mesh, len(kept))), fits, len(kept)
+        rows, size, batch = resize(cfg, rows, kept, fits), fits, len(kept)
         owner, live = owner[kept], live[kept]
       wanted = min(refill, len(queue.waiting)) or batch - max([n for n in batches if n < batch], default=0)
       last = size if size < full else 2**30

@@ -118,19 +118,6 @@ def packed(cfg, window, q, k, v, positions, segments, shared=0):
   return jax.lax.switch(which, branches, q, k, v, positions, segments)
 
 
-def cached(layer, q, k, v, positions, valid, *, window, softcap):
-  """Returns (dtype[B,T,N,H], cache entry) of queries that see the cache and the new keys, which join it.
-
-  layer: a cache entry, or a list of those of equal groups of rows, which are computed side by side.
-  """
-  if isinstance(layer, list):
-    parts = zip(layer, *(jnp.split(x, len(layer)) for x in (q, k, v, positions, valid)))
-    y, layer = zip(*(cached(*part, window=window, softcap=softcap) for part in parts))
-    return jnp.concatenate(y), list(layer)
-  layer, k, v, key_pos = kv.update(layer, k, v, positions, valid)
-  return attend(q, k, v, visible(positions, key_pos, window), softcap=softcap), layer
-
-
 class Attention(nn.Module):
   """Returns (y[B,T,D], cache entry or None)."""
 
@@ -152,6 +139,7 @@ class Attention(nn.Module):
     if layer is None:
       y = packed(c, window, q, k, v, positions, segments, self.shared)
     else:
-      y, layer = cached(layer, q, k, v, positions, segments > 0, window=window, softcap=c.attn_softcap)
+      layer, k, v, key_pos = kv.update(layer, k, v, positions, segments > 0)
+      y = attend(q, k, v, visible(positions, key_pos, window), softcap=c.attn_softcap)
     y = constrain(y, 'BTNH')
     return Linear(c.sizes, c.bias, c.init_std / (2 * c.layers) ** 0.5, c.dtype, name='wo')(y), layer

@@ -92,8 +92,6 @@ def forward(cfg, params, tokens, positions, segments, *, cache=None, rng=None, s
   view = {'positions': positions, 'segments': segments}
   if cfg.positions == 'rope':
     view['rope'] = rotations(positions, cfg.head_width, cfg.rope_theta, cfg.length)
-    if cache is not None:  # or XLA computes each sine anew in every layer and for every head
-      view['rope'] = jax.lax.optimization_barrier(view['rope'])
   rngs = None if rng is None or not cfg.dropout else jax.random.split(rng, cfg.layers)
 
   scan, windows = cfg.scan and cache is None, cfg.window_of_layer
