@@ -1,6 +1,7 @@
 """What a run says about itself: metrics.jsonl (the truth), TensorBoard, a progress line and a PNG.
 
-metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' | 'sample' | 'pause', 'time', ...}.
+metrics.jsonl has one object per logged step: {'step', 'kind': 'train' | 'eval' | 'sample' | 'pause', 'time', ...};
+of a run that learns from rewards also 'failed' (name, why, rows of a reward) and 'alarm' (why).
 Loss in nats per token, `time` in seconds since 1970, other times in seconds, *_share between 0 and 1. A pause is what
 evaluating and starting to save took at one step.
 """
@@ -153,7 +154,7 @@ def plot(workdir):
 
   rows = read(workdir)
   train, evals = ([r for r in rows if r['kind'] == k] for k in ('train', 'eval'))
-  key = 'nll' if any('nll' in r for r in train) else 'loss'
+  key = next((k for k in ('reward', 'nll') if any(k in r for r in train)), 'loss')
   ranked = key == 'loss' and any('accuracy' in r for r in train)
   fig, axes = plt.subplots(1, 3 + ranked, figsize=(13, 3.8), layout='constrained')
   a, b, c = axes[:3]
@@ -164,7 +165,11 @@ def plot(workdir):
     by_name.setdefault(r['name'], []).append(r)
   for name, group in by_name.items():
     a.plot(*column(group, key), 'o-', ms=3, label=f'held out: {name}')
-  a.set(xlabel='step', ylabel='nats per token' if key == 'nll' else 'loss', title='Loss')
+  if key == 'reward':
+    for r in rows:
+      if r['kind'] == 'alarm':
+        a.axvline(r['step'], color='#c33', lw=0.8)
+  a.set(xlabel='step', ylabel={'nll': 'nats per token'}.get(key, key), title='Reward' if key == 'reward' else 'Loss')
   below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize='small')  # many would hide the lines
   a.legend(frameon=False, **(below if len(by_name) > 3 else {}))
   for name in ('grad_norm', 'update_norm', 'param_norm'):

@@ -96,6 +96,13 @@ def test_rated(tmp_path):
     list(records.rated(source(tmp_path, rows[0] | {'label': 'False'})))
 
 
+def test_a_tie_is_neither_desirable_nor_undesirable(tmp_path):
+  """People's ties, label 0.5, teach KTO that whichever stands first is the better one."""
+  pair, counts = {'prompt': 'a?', 'chosen': 'b', 'rejected': 'c'}, collections.Counter()
+  found = list(records.rated(source(tmp_path, pair | {'label': 0.5}, pair | {'label': 1.0}), counts))
+  assert [desirable for *_, desirable in found] == [True, False] and counts == {'tie': 1}
+
+
 def test_ties_are_counted(tmp_path):
   """A tie is trained on as a win for the first."""
   row = {'instruction': 'q', 'response1': 'a', 'response2': 'b'}

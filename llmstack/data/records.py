@@ -113,6 +113,10 @@ def rated(source, counts=None, fields=None):
 
   def made(where, row, form):
     if 'chosen' in form:
+      if 'label' in row and row['label'] == 0.5:  # a tie: neither is desirable
+        if counts is not None:
+          counts['tie'] += 1
+        return
       pair = functools.cache(lambda: compared(where, row))
       yield where, lambda: (pair().prompt, pair().chosen, True)
       yield where, lambda: (pair().prompt, pair().rejected, False)
