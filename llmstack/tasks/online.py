@@ -221,7 +221,6 @@ class Online:
     self.sampler, self.learner, self.mesh = sampler, learner, mesh
     self.rows, self.parts = config.data.batch, parts_of(config)
     self.width = self.columns(config.data.length)
-    self.history = {'reward': [], 'gold': []}
 
   def columns(self, needed):
     """Returns the width of rows that hold `needed` tokens: one of SHAPES, so that few updates are compiled."""
@@ -240,13 +239,15 @@ class Online:
     """Returns (step, evaluate, more) for loop.fit; what a run had learnt about its rewards goes on where it stopped."""
     self.updates, self.compiled = {(self.rows, self.width, 1): update}, compiled
     self.log, self.watch = log, watch
-    had = origin.meta['online'] if origin.resumes else {'taken': 0, 'beta': self.config.kl.beta, 'scale': [0, 0.0, 0.0]}
-    self.taken, self.beta, self.scale = had['taken'], had['beta'], Scale(had['scale'])
+    fresh = {'taken': 0, 'beta': self.config.kl.beta, 'scale': [0, 0.0, 0.0], 'history': [[], []]}
+    had = origin.meta['online'] if origin.resumes else fresh
+    self.taken, self.beta, self.scale, self.history = had['taken'], had['beta'], Scale(had['scale']), had['history']
     return self.step, self.evaluate, self.state
 
   def state(self):
     """Returns JSON for the checkpoint."""
-    return {'online': {'taken': self.taken, 'beta': self.beta, 'scale': self.scale.state()}}
+    history = [list(x) for x in self.history]
+    return {'online': {'taken': self.taken, 'beta': self.beta, 'scale': self.scale.state(), 'history': history}}
 
   def sample(self, params, step):
     """Returns (Sampled of config.rollout.prompts groups, groups that were sampled and left out)."""
@@ -374,16 +375,16 @@ class Online:
     gold, window = self.config.rollout.gold, self.config.rollout.alarm
     if gold is None:
       return
-    self.history['reward'].append(values['reward'])
-    self.history['gold'].append(values[f'reward/{gold}'])
-    if diverging(self.history['reward'], self.history['gold'], window):
+    now = values['reward'], values[f'reward/{gold}']
+    self.history = [[*before, x][-2 * window :] for before, x in zip(self.history, now)]
+    if diverging(*self.history, window):
       why = (
         f'the reward rose over the last {window} steps, and reward/{gold}, which counts, fell: the policy may be '
         'exploiting its reward'
       )
       self.log.log(step + 1, 'alarm', why=why)
       self.log.progress(f'step {step + 1:>6} alarm: {why}', end=True)
-      self.history = {'reward': [], 'gold': []}
+      self.history = [[], []]  # the next one is about what comes
 
   def evaluate(self, k, state):
     """Returns {'eval/reward': float} over held-out prompts; logs it, each part with its interval, and samples."""
