@@ -22,7 +22,7 @@ from llmstack.model import allocate, forward, ready, unembed
 from llmstack.sharding import constrain
 
 SHORTEST = 32  # slots of a cache: below that attention costs little beside the weights
-LEAST = 8  # batches and caches are at least 1 / LEAST of the largest: each pair that is reached is compiled
+LEAST = 4  # batches and caches are at least 1 / LEAST of the largest: each pair that is reached is compiled
 
 
 class Rollout(NamedTuple):

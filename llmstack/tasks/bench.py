@@ -279,19 +279,13 @@ def rollouts(args):
       file=sys.stderr,
     )
   return {
-    'queue': Q,
-    'slots': args.slots,
-    'refill': args.refill,
-    'tokens_mean': float(lengths.mean()),
-    'tokens_longest': int(lengths.max()),
-    'padded_share': float(1 - lengths.sum() / (longest * args.slots)),
-    'same_tokens': bool(same),
-    'refilled_x_padded': float(np.median(times[:, 0] / times[:, 2])),
+    'queue': Q, 'slots': args.slots, 'refill': args.refill, 'tokens_mean': float(lengths.mean()),
+    'tokens_longest': int(lengths.max()), 'padded_share': float(1 - lengths.sum() / (longest * args.slots)),
+    'same_tokens': bool(same), 'refilled_x_padded': float(np.median(times[:, 0] / times[:, 2])),
     'refilled_x_batches': float(np.median(times[:, 1] / times[:, 2])),
-    'tokens_per_s': float(lengths.sum() / times[:, 2].sum()),
-    'seconds': times.round(3).tolist(),
-    'first_turn_s': [round(s, 1) for s in seconds[0]],
-  }, profile(lambda: refilled(seeds), args.profile)
+    'tokens_per_s': float(lengths.sum() / times[:, 2].sum()), 'seconds': times.round(3).tolist(),
+    'first_turn_s': [round(s, 1) for s in seconds[0]], 'peak_rss_mb': peak_rss(),
+  }, profile(lambda: refilled(seeds), args.profile)  # fmt: skip
 
 
 def generate(args):
@@ -406,7 +400,7 @@ def command(argv):
   parser.add_argument('--batch', type=int, default=1, help='sequences, of decode')
   parser.add_argument('--queue', type=int, default=64, help='completions, of rollout')
   parser.add_argument('--slots', type=int, default=16, help='rows decoded at a time, of rollout')
-  parser.add_argument('--refill', type=int, default=4, help='rows that wait for others to be refilled, of rollout')
+  parser.add_argument('--refill', type=int, default=4, help='free rows that are waited for, of rollout')
   parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode, or turns of rollout')
   parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
   parser.add_argument('--vocab', type=int, help='entries, of prefer; the default is that of the size')
@@ -418,8 +412,8 @@ def command(argv):
   for name in args.model:
     if name not in vars(ModelConfig)['__dataclass_fields__']:
       raise BadInput(f'--model has no setting {name!r}: see configs/sizes.py')
-  if min(args.batch, args.queue, args.steps, args.microbatches or 1) < 1:
-    raise BadInput('--batch, --queue, --steps and --microbatches must be at least 1')
+  if min(args.batch, args.queue, args.slots, args.steps, args.microbatches or 1) < 1:
+    raise BadInput('--batch, --queue, --slots, --steps and --microbatches must be at least 1')
   figures, table = BENCHES[args.what](args)
   figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
   where = {'size': args.size if args.what != 'decode' else 'decode', 'device': jax.devices()[0].device_kind}
