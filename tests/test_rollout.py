@@ -17,7 +17,7 @@ from llmstack.model.lora import ROLES
 ONE = sharding.make_mesh(devices=jax.devices()[:1])
 STOPS = decode.stop_table([[5], [7, 9]])  # a row has 20 tokens or so
 SLOW = pytest.mark.slow
-CFG = model('llama_tiny', length=108, windows=(5, 0))  # slots that roll, and 54 of the others, then all
+CFG = model('llama_tiny', layers=1, length=108)  # 54 slots of its cache, then all of them
 
 
 def asked(n, samples):
@@ -65,7 +65,7 @@ def test_slots_and_refill_change_nothing(slots, refill):
   'name, changes, temperature',
   [
     ('gemma_tiny', {}, 0.7), ('gemma_tiny', {}, 0.0), ('gpt2_tiny', {}, 1.0), ('gpt2_tiny', dict(windows=(7,)), 0.7),
-    ('llama_tiny', dict(tied=False), 1.0),
+    ('llama_tiny', dict(windows=(5, 0), tied=False), 1.0),
   ],
 )  # fmt: skip
 def test_every_model_and_temperature(name, changes, temperature):
