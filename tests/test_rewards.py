@@ -33,6 +33,8 @@ def measure(prompt, completion, info):
   print('what a reward prints is no answer')
   if completion == 'hang':
     time.sleep(60)
+  if completion == 'lie':
+    os.write(3, b'no number\n')
   if completion == 'leave':
     os._exit(0)
   return len(completion) / info.get('divisor', 1)
@@ -101,7 +103,18 @@ def test_workers_outlive_what_runs_in_them():
     assert scored.failed == {'r': 3} and scored.reasons['r'] == 'no answer within 1.5 s'
     assert workers([ASKED], ['ab'], [{'divisor': 0}]) == ['ZeroDivisionError: division by zero']
     assert workers([ASKED], ['leave'], [{}]) == ['the process ended without an answer']
+    assert workers([ASKED], ['lie'], [{}]) == ["the answer is b'no number', not JSON"]
     assert workers([ASKED], ['a' * 10**6], [{}]) == [1e6]  # more than a pipe holds
+
+
+def test_no_process_to_give():
+  """Where a worker cannot be replaced the pool is one short, and in the end waits for ever."""
+  with Workers(f'{__name__}:measure', seconds=5) as workers:
+    command, workers._command = workers._command, ['/no/such/program']
+    assert workers([ASKED], ['leave'], [{}]) == ['the process ended without an answer']
+    assert workers([ASKED], ['a'], [{}]) == ['no process could be started']
+    workers._command = command
+    assert workers([ASKED], ['a'], [{}]) == [1.0]
 
 
 def test_workers_that_cannot_start():

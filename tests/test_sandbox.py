@@ -207,6 +207,10 @@ class All({}):
   def __bool__(self): return True
 def f(x): return All()
 """
+KEY = """
+import os, __main__
+os.write(3, ' '.join(__main__.digest(value, '00' * 16) for value in (5, 6)).encode() + b'|\\n')
+"""
 CHEATS = {
   'leaves before the tests': 'import os; os._exit(0)',
   'leaves politely': 'raise SystemExit(0)',
@@ -218,6 +222,7 @@ CHEATS = {
   'is equal to everything': ALL.format('object'),
   'is a number that is equal to everything': ALL.format('int'),
   'changes how values are spelt': 'import __main__\n__main__.spell = lambda value: "True"\ndef f(x): return 4',
+  'knows the values and guesses the key': KEY,
   'finds the key and guesses the value': FIND.format(4),
   'ends the harness': 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)',
   'removes all files': "import os\nfor name in os.listdir('.'): os.remove(name)",

@@ -54,7 +54,9 @@ def exchange(process, line, seconds, limit=1 << 16):
 
 
 def end(process):
-  """Returns nothing; kills a process with all of its group and reaps it."""
+  """Returns nothing; kills a process, None for none, with all of its group and reaps it."""
+  if process is None:
+    return
   try:
     os.killpg(process.pid, signal.SIGKILL)
   except ProcessLookupError:
@@ -85,12 +87,17 @@ class Pool:
       raise BadInput(f'{self.name} does not start: {next(filter(None, refused))}')
 
   def _start(self):
+    """Returns Popen, or None where the machine has no more processes to give; the next row tries again."""
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'bufsize': 0}
-    return subprocess.Popen(self._command, start_new_session=True, **pipes, **self._how)
+    try:
+      return subprocess.Popen(self._command, start_new_session=True, **pipes, **self._how)
+    except OSError:
+      return None
 
   def _ready(self, process):
     """Returns (process, '' where it is ready, or Failed)."""
-    said = exchange(process, b'', START)
+    process = process or self._start()
+    said = exchange(process, b'', START) if process else Failed('no process could be started')
     if isinstance(said, bytes):
       said = '' if said == b'ready' else Failed(said.decode(errors='replace'))
     return process, said
@@ -152,7 +159,12 @@ class Workers(Pool):
 
   def _read(self, said):
     """Returns the value that a worker said, or Failed; an error is told as text."""
-    value = said if isinstance(said, Failed) else json.loads(said)
+    if isinstance(said, Failed):
+      return said
+    try:
+      value = json.loads(said)
+    except ValueError:
+      return Failed(f'the answer is {said!r:.80}, not JSON')
     return Failed(value) if isinstance(value, str) else value
 
 
