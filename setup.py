@@ -44,7 +44,7 @@ setup(
     ],
     'ray': ['daft[ray]>=0.7.26,<0.8'],
     'hf': ['huggingface_hub', 'jinja2'],
-    'rewards': ['math-verify>=0.9'],
+    'rewards': ['math-verify[antlr4_13_2]>=0.9'],
     's3': ['s3fs'],
     'gcs': ['gcsfs'],
     'tpu': ['jax[tpu]>=0.10.2,<0.13'],

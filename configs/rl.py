@@ -91,7 +91,7 @@ def get_config(size='world-grpo'):
   c.objective.terms = ConfigDict({'sigmoid': 1.0})  # dpo: name: weight
 
   c.kl = ConfigDict()
-  c.kl.placement = 'none'  # none | loss | reward: where the KL to the policy at the start counts
+  c.kl.placement = 'watch'  # of the KL to the policy at the start: none | watch (only logged) | loss | reward
   c.kl.estimator = 'k3'  # k1 | k2 | k3
   c.kl.gradient = 'plain'  # of one in the loss: plain | ratio (the estimate times pi / old)
   c.kl.beta = 0.04  # coefficient

@@ -47,7 +47,7 @@ OWNERS = {
   'flax': ['model'], 'orbax': ['checkpoint'], 'grain': ['data'], 'sentencepiece': ['data'], 'array_record': ['data'],
   'tensorboardX': ['metrics'], 'matplotlib': ['metrics'], 'optax': ['optim', 'step'], 'pyarrow': ['data', 'prepare'],
   'daft': ['prepare'], 'resiliparse': ['prepare'], 'fastwarc': ['prepare'], 'ftfy': ['prepare'],
-  'tokenizers': ['data'], 'rapidfuzz': ['prepare'], 'jinja2': ['data'],
+  'tokenizers': ['data'], 'math_verify': ['rewards'], 'rapidfuzz': ['prepare'], 'jinja2': ['data'],
   'ml_collections': ['main'], 'absl': ['main'],
 }  # fmt: skip
 

@@ -121,14 +121,14 @@ def _parts(where, record):
     info['answer'] = _answer(answer, where)
   text = lambda name: sources.checked(record[name], where, name)  # noqa: E731
   if fields[0] == 'chosen':
-    return records._compared(where, record).prompt, info
+    return records.compared(where, record).prompt, info
   if fields[0] in ('messages', 'conversations'):
-    messages = records._messages(record[fields[0]], where)
+    messages = records.messages_of(record[fields[0]], where)
     while messages and messages[-1]['role'] == 'assistant':
       messages.pop()
     return messages, info
   if fields[0] == 'prompt':
-    return records._prompt(record['prompt'], where), info
+    return records.prompt_of(record['prompt'], where), info
   said = text(fields[0])
   if fields[0] == 'Body':
     said = f'{said.rstrip()}{"" if said.rstrip()[-1:] in ".,!?" else ","} {text("Question")}'

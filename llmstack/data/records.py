@@ -125,7 +125,7 @@ def rated(source, counts=None, fields=None):
     def one():
       if row['label'] not in (True, False):
         raise Bad('bad label', f'{where}: label is {row["label"]!r}: write true for a desirable reply or false')
-      prompt, completion = _prompt(row['prompt'], where), _reply(row[form[1]], where)
+      prompt, completion = prompt_of(row['prompt'], where), _reply(row[form[1]], where)
       check([*prompt, *completion], where)
       return prompt, completion, bool(row['label'])
 
@@ -171,7 +171,7 @@ def _each(source, counts, fields, forms, made, extra=()):
         yield here, example
 
 
-def _messages(value, where):
+def messages_of(value, where):
   """Returns [{role, content, ...}] of a list of messages in any of the spellings."""
   if not isinstance(value, list | tuple):
     raise Bad('field not messages', f'{where}: {value!r:.80} is no list of messages')
@@ -191,10 +191,10 @@ def _said(role, content):
   return [{'role': role, 'content': content}]
 
 
-def _prompt(value, where):
+def prompt_of(value, where):
   """Returns messages of a prompt: a user's text, a transcript that ends in 'Assistant:', or messages."""
   if not isinstance(value, str):
-    return _messages(value, where)
+    return messages_of(value, where)
   if SPEAKER.match(value):
     messages = _transcript(value)
     return messages[:-1] if messages[-1]['role'] == 'assistant' and not messages[-1]['content'] else messages
@@ -202,7 +202,7 @@ def _prompt(value, where):
 
 
 def _reply(value, where):
-  return _said('assistant', value) if isinstance(value, str) else _messages(value, where)
+  return _said('assistant', value) if isinstance(value, str) else messages_of(value, where)
 
 
 def _transcript(text):
@@ -221,9 +221,9 @@ def _text(row, where, *names):
 def _conversation(where, row, form):
   def one():
     if len(form) == 1:
-      messages = _messages(row[form[0]], where)
+      messages = messages_of(row[form[0]], where)
     elif form[0] == 'prompt':
-      messages = _prompt(row['prompt'], where) + _reply(row[form[1]], where)
+      messages = prompt_of(row['prompt'], where) + _reply(row[form[1]], where)
     else:
       answer = _text(row, where, form[1])
       if 'answer' in form and _text(row, where, 'rationale'):
@@ -265,7 +265,7 @@ def compared(where, row):
     _transcript(side) if isinstance(side, str) and SPEAKER.match(side) else _reply(side, where)
     for side in (row['chosen'], row['rejected'])
   )
-  prompt = _prompt(row['prompt'], where) if 'prompt' in row else []
+  prompt = prompt_of(row['prompt'], where) if 'prompt' in row else []
   whole = [bool(side) and side[0]['role'] != 'assistant' for side in (chosen, rejected)]
   if not any(whole):
     if not prompt:
@@ -284,7 +284,7 @@ def compared(where, row):
 
 
 def _ranked(where, row, ranks):
-  prompt, replies = _messages(row['messages'], where), row['replies']
+  prompt, replies = messages_of(row['messages'], where), row['replies']
   if not isinstance(replies, list) or len(replies) < 2:
     raise Bad('too few replies', f'{where}: replies is {replies!r:.80}: give at least two, the best first')
   for i, j in itertools.combinations(range(len(replies)), 2):

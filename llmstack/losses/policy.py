@@ -169,11 +169,12 @@ def token_kl(logp, ref_logp, mask, *, estimator):
 def check_kl(estimator, placement, gradient):
   """Returns nothing; raises BadInput for a KL that would not regularise, or an unknown word.
 
-  placement: 'loss' | 'reward' | 'none'. gradient, of one in the loss: 'plain' | 'ratio'.
+  placement: 'loss' | 'reward' | 'watch', which is measured and not learnt from | 'none'.
+  gradient, of one in the loss: 'plain' | 'ratio'.
   """
   known('estimator', estimator, ESTIMATORS)
   known('gradient', gradient, ('plain', 'ratio'))
-  if known('placement', placement, ('loss', 'reward', 'none')) == 'loss' and (estimator, gradient) == ('k1', 'plain'):
+  if known('placement', placement, ('loss', 'reward', 'watch', 'none')) == 'loss' and (estimator, gradient) == ('k1', 'plain'):
     raise BadInput(
       'kl.estimator = k1 with kl.placement = loss and kl.gradient = plain: the expected gradient of k1 over the '
       "policy's own samples is 0, whatever the reference; take gradient = ratio, estimator = k2, or placement = reward"

@@ -7,6 +7,7 @@ parameters, the seed and the step; so a run that was killed anywhere goes on fro
 
 import functools
 import math
+import time
 from typing import NamedTuple
 
 import jax
@@ -276,10 +277,11 @@ class Online:
 
   def step(self, state, batch):
     """Returns (state, measurements) after one rollout and the updates on it."""
-    k, o, r = int(batch['step']), self.config.objective, self.config.rollout
+    k, o, r, began = int(batch['step']), self.config.objective, self.config.rollout, time.perf_counter()
     sampled, dropped = self.sample(self.tuned.policy(state.params), k)
     count = len(sampled.prompts)
-    values = self.measured(sampled) | {'dropped': dropped}
+    sampling = time.perf_counter() - began
+    values = self.measured(sampled) | {'dropped': dropped, 'rollout_s': sampling}
     for name, why in sampled.scored.reasons.items():
       self.log.log(k + 1, 'failed', name=name, why=why, rows=sampled.scored.failed[name])
     if not sampled.valid.any():
@@ -318,6 +320,7 @@ class Online:
         state, measured = self.update(rows, width, room)(state, self.frozen, place(part))
         found.append(measured)
     found = jax.device_get(found)
+    values['update_s'] = time.perf_counter() - began - sampling
     if 'gate' not in values:
       self.gate(found[0]['gate'], k)
       values['gate'] = found[0]['gate']

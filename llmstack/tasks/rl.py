@@ -296,8 +296,8 @@ def check(config):
       )
     return
   policy.check_kl(kl.estimator, kl.placement, kl.gradient)
-  if kl.placement != 'none' and not kl.beta > 0:
-    raise BadInput(f'kl.beta = {kl.beta} with kl.placement = {kl.placement}: give a positive one, or placement = none')
+  if kl.placement in ('loss', 'reward') and not kl.beta > 0:
+    raise BadInput(f'kl.beta = {kl.beta} with kl.placement = {kl.placement}: give a positive one, or placement = watch')
   alone = config.critic.kind == 'none'
   if alone and o.baseline in ('mean', 'leave_one_out') and r.samples < 2:
     raise BadInput(f'objective.baseline = {o.baseline} with rollout.samples = 1: every advantage would be 0, use more')
