@@ -18,7 +18,8 @@ $(READY): requirements.lock setup.py
 	@touch $@
 
 # Text with known truth -> tokenizer -> pretraining -> SFT, whole and by LoRA -> reward model -> DPO -> distillation ->
-# one page of what each answers, and a table of what each stage learnt, with limits that are checked.
+# PPO against the reward model, GRPO on sums -> one page of what each answers, and a table of what each stage learnt,
+# with limits that are checked.
 demo: $(READY)
 	$(RUN) --config configs/world.py --workdir runs/world-text
 	$(RUN) --config configs/pretrain.py:world --workdir runs/world
@@ -28,8 +29,11 @@ demo: $(READY)
 	$(RUN) --config configs/reward.py:world --workdir runs/reward
 	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
 	$(RUN) --config configs/distill.py:world --workdir runs/distilled
+	$(RUN) --config configs/rl.py:world-ppo --workdir runs/ppo
+	$(RUN) --config configs/rl.py:world-grpo --workdir runs/grpo
 	$(RUN) compare --prompt 'What is the capital of France?' --prompt 'Which continent is Zambia on?' \
-	  --html runs/compare.html runs/world runs/sft runs/sft-lora runs/dpo runs/distilled
+	  --prompt 'What is 4 + 5 - 7 + 3?' --html runs/compare.html \
+	  runs/world runs/sft runs/sft-lora runs/dpo runs/distilled runs/ppo runs/grpo
 	$(RUN) --config configs/assistant.py --workdir runs/assistant
 
 test: $(READY)

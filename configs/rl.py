@@ -52,12 +52,13 @@ def get_config(size='world-grpo'):
   c.checkpoint.init_from = 'runs/sft' if world else 'runs/books-sft'  # workdir of the policy
 
   c.rollout = ConfigDict()
-  c.rollout.prompts = 8 if world else 4  # P, different prompts of a step
+  sums = world and kind != 'ppo'
+  c.rollout.prompts = 32 if sums else 8 if world else 4  # P, different prompts of a step
   c.rollout.samples = 8  # M, completions of each
-  c.rollout.new_tokens = 48 if world else 128  # longest completion
+  c.rollout.new_tokens = 40 if sums else 48 if world else 128  # longest completion
   c.rollout.temperature = 1.0  # of the sampler, and of every log-prob of the learner
-  c.rollout.slots = 64 if world else 32  # rows decoded at a time
-  c.rollout.refill = 16 if world else 8  # rows that are free before the queue is looked at
+  c.rollout.slots = 128 if sums else 64 if world else 32  # rows decoded at a time
+  c.rollout.refill = 32 if sums else 16 if world else 8  # rows that are free before the queue is looked at
   c.rollout.gate = 1e-4  # largest difference of a log-prob between sampler and learner; bfloat16 needs more
   c.rollout.dynamic = False  # sample other prompts in place of those whose completions are all worth the same (DAPO)
   c.rollout.rounds = 1  # of sampling in a step, with dynamic
@@ -133,17 +134,17 @@ def get_config(size='world-grpo'):
     c.data.sources.svamp = prompts((f'{data}/math/svamp_a.jsonl.gz',), holdout=0.2)
     c.data.sources.sums = prompts((f'{data}/math/simple_arithmetic_*.jsonl.gz',), holdout=0.2)
     c.data.sources.gsm8k_test = prompts((f'{data}/math/gsm8k_test_a.jsonl.gz',), holdout=1.0)
-  c.data.packing = 'padded'  # padded | best_fit
+  c.data.packing = 'best_fit' if sums and kind != 'online_dpo' else 'padded'  # padded | best_fit
   c.data.length = 128 if world else 384  # T, tokens of the longest prompt and its completion
   c.data.batch = c.rollout.prompts * (1 if kind == 'online_dpo' else c.rollout.samples)  # rows per update
 
   c.optim.lr = 2e-4 if kind == 'ppo' else 1e-4  # peak
   c.optim.schedule = 'constant'
   c.optim.warmup = 5  # steps
-  c.train.steps = 40 if kind == 'ppo' else 60
+  c.train.steps = 16 if sums else 40 if world else 60
   c.train.log_every = 1
-  c.eval.every = 20
-  c.eval.rows = 200  # prompts per source, at most
+  c.eval.every = c.train.steps if world else 20  # steps
+  c.eval.rows = 400 if sums else 200  # prompts per source, at most
   c.eval.prompts = ()
   c.eval.new_tokens = c.rollout.new_tokens
   c.eval.samples = 1  # completions of each; of more than one the best is reported too

@@ -31,6 +31,8 @@ def get_config(size='world'):
     # Documents beside the chats keep facts alive that no chat asks.
     c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.25, holdout=0.05)
     c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.75, holdout=0.0, text=True)
+    if size == 'world':  # sums to be reasoned out, as people show it; configs/rl.py goes on from there
+      c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.5, holdout=0.0)
   else:
     # By their tokens, about: an epoch or two of each in 600 steps.
     for name, weight in dict(creak=1.0, qasc=0.4, sensemaking=1.0, strategyqa=0.8).items():
@@ -42,9 +44,9 @@ def get_config(size='world'):
     c.data.sources.taskmaster = tuning.source((f'{data}/sft/taskmaster4_dialogs_a.jsonl.zst',), weight=0.7)
 
   c.optim.lr = 1e-3 if world else 5e-4  # peak
-  c.train.steps = 300 if world else 600
+  c.train.steps = 450 if world else 600
   c.train.z_loss = 0.0  # coefficient of log(Z)^2; 0 for none
-  c.eval.every = 300  # steps
+  c.eval.every = 450 if world else 300  # steps
   if size == 'world-lora':
     c.lora.rank = 2
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')

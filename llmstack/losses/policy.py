@@ -174,7 +174,8 @@ def check_kl(estimator, placement, gradient):
   """
   known('estimator', estimator, ESTIMATORS)
   known('gradient', gradient, ('plain', 'ratio'))
-  if known('placement', placement, ('loss', 'reward', 'watch', 'none')) == 'loss' and (estimator, gradient) == ('k1', 'plain'):
+  kind = known('placement', placement, ('loss', 'reward', 'watch', 'none'))
+  if kind == 'loss' and (estimator, gradient) == ('k1', 'plain'):
     raise BadInput(
       'kl.estimator = k1 with kl.placement = loss and kl.gradient = plain: the expected gradient of k1 over the '
       "policy's own samples is 0, whatever the reference; take gradient = ratio, estimator = k2, or placement = reward"
