@@ -272,13 +272,13 @@ REWARD = """
 import math, os, signal, time
 
 def share(prompt, completion, info):
-  return completion.count('t') / max(len(completion), 1)
+  return sum(i % 2 for i in info['ids']) / len(info['ids'])
 
 def rare(prompt, completion, info):
-  return float(completion[:1] == 't')
+  return float(info['ids'][0] % 2)
 
 def raises(prompt, completion, info):
-  if completion.count('t') % 2:
+  if info['ids'][0] % 2:
     raise KeyError('no such thing')
   return share(prompt, completion, info)
 
@@ -319,7 +319,7 @@ PPO = {
 
 
 class Learn(Run):
-  """`llmstack --config configs/rl.py:world-KIND` on a tiny base; a completion is worth its share of t."""
+  """`llmstack --config configs/rl.py:world-KIND` on a tiny base; a completion is worth its share of odd ids."""
 
   def __call__(self, kind, workdir, **more):
     more = PPO | more if kind == 'ppo' else more
@@ -394,7 +394,7 @@ def test_resumed_is_never_stopped(run, kind):
   told = start.Trained(str(run.folder / f'{kind}-whole')).meta['online']
   if kind == 'ppo':
     assert told['beta'] != 0.3 and told['scale'][0] == 32 and told['taken'] == 16
-    assert whole[0]['kl'] < 1e-3 < whole[-1]['kl']  # the policy began as the reference
+    assert abs(whole[0]['kl']) < 1e-4 < abs(whole[-1]['kl'])  # the policy began as the reference
   else:
     assert told['taken'] > 16 and any(r['dropped'] for r in whole)  # others were drawn in place of equal groups
   assert all(r['gate'] < 1e-4 and abs(r['old_kl']) < 1e-2 for r in whole)

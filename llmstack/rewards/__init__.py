@@ -82,6 +82,12 @@ class Rewards:
         total += np.float32(weight) * parts[name]
     return Scored(total, parts, failed, reasons)
 
+  def close(self):
+    """Ends the processes of the parts that have some."""
+    for _, function in self._parts.values():
+      if hasattr(function, 'close'):
+        function.close()
+
 
 def row(function):
   """Returns the reward, over rows, of a function (prompt, completion, info) -> float."""

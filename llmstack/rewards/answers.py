@@ -125,6 +125,9 @@ class Mathematics:
       raise BadInput("the reward of mathematics needs math-verify: pip install 'llmstack[rewards]'")
     self.workers = Workers('llmstack.rewards.symbolic:equal', size=size, seconds=seconds)
 
+  def close(self):
+    self.workers.close()
+
   def __call__(self, prompts, completions, info):
     """Returns [float or Failed]."""
     out = [_quick(completion, each) for completion, each in zip(completions, info)]

@@ -18,6 +18,9 @@ class UnitTests:
   def __init__(self, box, *, share=False):
     self._box, self._share = box, share
 
+  def close(self):
+    self._box.close()
+
   def __call__(self, prompts, completions, info):
     """Returns [float or Failed]. Raises: ValueError where a row has no tests."""
     jobs = [(solution(completion), *tests(each)) for completion, each in zip(completions, info)]

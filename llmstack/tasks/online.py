@@ -245,6 +245,10 @@ class Online:
     self.taken, self.beta, self.scale, self.history = had['taken'], had['beta'], Scale(had['scale']), had['history']
     return self.step, self.evaluate, self.state
 
+  def close(self):
+    """Ends what the rewards have running."""
+    self.sampler.reward.close()
+
   def state(self):
     """Returns JSON for the checkpoint."""
     history = [list(x) for x in self.history]

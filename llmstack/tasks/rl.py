@@ -335,7 +335,6 @@ def build(config, origin, mesh, watch):
   """Returns the Job of learning from reward."""
   tuned = Tuned(config, origin)
   tuned.check_layout(mesh)
-  reward = rewarded.rewards(config, tuned, mesh)
   learnt, held_out = read_prompts(config, tuned)
   stream = online.Stream(learnt, asked.order(len(learnt.prompts), config.seed), config.seed, config.rollout.prompts)
   frozen, record, dpo = tuned.frozen(mesh), {}, config.objective.kind == 'dpo'
@@ -344,8 +343,8 @@ def build(config, origin, mesh, watch):
     if not tuned.lora:
       frozen['ref'] = tuned.base.params(mesh)
   learner = (Pairs if dpo else Policy)(config, tuned)
-  sampler = online.Sampler(tuned, reward, mesh, config)
   job = tune.job(tuned, stream, held_out, learner.loss, mesh, frozen=frozen, record=record)
+  sampler = online.Sampler(tuned, rewarded.rewards(config, tuned, mesh), mesh, config)
   return job._replace(online=online.Online(config, tuned, frozen, stream, held_out, sampler, learner, mesh))
 
 

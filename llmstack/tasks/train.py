@@ -117,13 +117,14 @@ def run(config, workdir, check, build, updates=1):
     best=config.checkpoint.best and (config.checkpoint.best, 'min'), create=True,
   )  # fmt: skip
   with contextlib.closing(own):
-    _fit(config, workdir, build, own, mesh, tx, rate, watch)
+    origin = start.Origin(config, own)
+    job = build(config, origin, mesh, watch)
+    with contextlib.closing(job.online) if job.online else contextlib.nullcontext():
+      _fit(config, workdir, job, origin, own, mesh, tx, rate, watch)
 
 
-def _fit(config, workdir, build, own, mesh, tx, rate, watch):
-  """Trains to config.train.steps; `own`, the Checkpoints of the workdir, is closed by the caller."""
-  origin = start.Origin(config, own)
-  job = build(config, origin, mesh, watch)
+def _fit(config, workdir, job, origin, own, mesh, tx, rate, watch):
+  """Trains to config.train.steps; `own`, the Checkpoints of the workdir, and the job are closed by the caller."""
   tx = job.wrap(tx) if job.wrap else tx
   origin.check_data(job.stream)
   watch.pod.agree(
