@@ -27,14 +27,16 @@ CONFIGS += [
 ]
 CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
 CONFIGS += [f'configs/rl.py:{s}' for s in ('world-ppo', 'world-grpo', 'math-dr_grpo', 'world-online_dpo')]
+CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'hh')]
 CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'evaluate')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
   'main': 'runtime tasks',
   'tasks': 'tasks infer model losses data interop '
-  'prepare checkpoint lease loop memory metrics optim plan report rewards runtime serve sharding state step',
-  'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards', 'serve': 'serve data',
+  'align prepare checkpoint lease loop memory metrics optim plan report rewards runtime serve sharding state step',
+  'align': 'align', 'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards',
+  'serve': 'serve data',
   'model': 'model sharding',
   'losses': 'losses',
   'data': 'data', 'prepare': 'prepare data',
@@ -118,6 +120,7 @@ def test_every_key_is_read(path):
       'rollout': 'r',
       'kl': 'kl',
       'critic': 'c',
+      'judge': 'c',
       'least': 'least',
     }
     spelled = rf'config\.{re.escape(key)}\b'

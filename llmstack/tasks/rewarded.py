@@ -1,5 +1,6 @@
 """The rewards that a config names: `kind` and its options -> a function of (prompts, completions, info)."""
 
+import functools
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ from llmstack.data import world_chat
 from llmstack.errors import BadInput
 from llmstack.rewards import Rewards, answers, row, shaping
 from llmstack.rewards.workers import Workers
+from llmstack.tasks import judges
 from llmstack.tasks.reward import Scorer
 
 OWN = ('kind', 'weight')
@@ -60,8 +62,9 @@ def model(workdir, batch, tuned, mesh):
 def rewards(config, tuned, mesh):
   """Returns Rewards of config.rewards = {name: {kind, weight, options...}}.
 
-  kind: of KINDS; 'model', a reward model, with workdir and batch; or 'package.module:function', a reward of your own,
-    (prompt, completion, info) -> number, in processes of its own, with size and seconds.
+  kind: of KINDS; 'model', a reward model, with workdir and batch; 'judge', with the options of judges.reward; or
+    'package.module:function', a reward of your own, (prompt, completion, info) -> number, in processes of its own, with
+    size and seconds.
   Raises: BadInput for a kind that is not there, or options that it does not have.
   """
   parts = {}
@@ -69,15 +72,16 @@ def rewards(config, tuned, mesh):
     options = {k: v for k, v in c.items() if k not in OWN}
     if c.kind == 'model':
       make = lambda workdir, batch=32: model(workdir, batch, tuned, mesh)  # noqa: E731
+    elif c.kind == 'judge':
+      make = functools.partial(judges.reward, mesh)
     elif ':' in c.kind:
       make = lambda size=1, seconds=10.0, kind=c.kind: Workers(kind, size=size, seconds=seconds)  # noqa: E731
       options.pop('kind', None)
     elif c.kind in KINDS:
       make = KINDS[c.kind]
     else:
-      raise BadInput(
-        f'rewards.{name}.kind = {c.kind!r}: choose one of {", ".join([*KINDS, "model"])}, or package.module:function'
-      )
+      known = ', '.join([*KINDS, 'model', 'judge'])
+      raise BadInput(f'rewards.{name}.kind = {c.kind!r}: choose one of {known}, or package.module:function')
     try:
       inspect.signature(make).bind(**options)
     except TypeError as e:

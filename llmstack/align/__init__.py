@@ -1,0 +1,1 @@
+"""Feedback of a model in place of people's: what a judge is asked, and what its answers are worth."""

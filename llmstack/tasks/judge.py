@@ -1,0 +1,149 @@
+"""Prompts -> two completions of a policy -> a judge's verdicts -> preference pairs, and how far the judge is right.
+
+    WORKDIR/pairs.jsonl      {"prompt", "chosen", "rejected", "label", "first", "second", "mass"}
+    WORKDIR/undecided.jsonl  {"prompt", "a", "b", "mass"}, pairs without a verdict, to be looked at
+    WORKDIR/judge.json       what is printed
+
+and beside these the fields of the prompt's record. label: P(chosen is better), the mean over both orders. first,
+second: the same with chosen shown first, and second. mass: the probability of either label, in both orders.
+"""
+
+import collections
+import json
+import os
+
+import numpy as np
+
+from llmstack import errors, metrics, sharding
+from llmstack.align.judge import Verdicts
+from llmstack.data import chat, sources
+from llmstack.data import prompts as asked
+from llmstack.errors import BadInput, Missed
+from llmstack.infer import decode
+from llmstack.infer.rollout import rollout
+from llmstack.tasks import judges, online, rewarded, start
+
+MARGINS = ('margin', 'score_chosen', 'score_rejected')  # which a record has for replies of its own
+
+
+def read(config, template, limit):
+  """Returns at most config.limit Prompts of all sources, in an order of the seed."""
+  found = []
+  for name, c in config.data.sources.items():
+    files = c.files if isinstance(c.files, str) else tuple(c.files)
+    source, counts = sources.Source(files, on_error=config.data.on_error), collections.Counter()
+    found += asked.prompts(source, template, limit=limit, instruction=c.instruction, counts=counts)
+    if counts:
+      start.say(f'{name}: left out {", ".join(f"{n} x {kind}" for kind, n in counts.items())}')
+  return [found[i] for i in asked.order(len(found), config.seed)(np.arange(min(len(found), config.limit)))]
+
+
+def completions(config, mesh):
+  """Returns ([Prompt], [(text, text)]): two completions of the policy for each prompt."""
+  policy = start.Trained(config.policy, config.step)
+  if policy.kind != 'lm':
+    raise BadInput(f'policy: {policy.where} is a {policy.kind} model, which says nothing')
+  if policy.template is None:
+    raise BadInput(f'policy: {policy.where} has no chat template: tune it with configs/sft.py first')
+  template = chat.template(policy.template, policy.tokenizer)
+  prompts = read(config, template, policy.cfg.length - config.new_tokens)
+  start.say(f'{len(prompts):,} prompts, two completions each')
+  out = rollout(
+    policy.cfg, policy.params(mesh), [p.ids for p in prompts for _ in range(2)],
+    online.seeds(config.seed, 0, 0, 2 * len(prompts)), mesh=mesh, slots=config.slots, refill=max(config.slots // 4, 1),
+    new_tokens=config.new_tokens, temperature=config.temperature,
+    stops=decode.stop_table([[i] for i in template.stops]), pad=policy.tokenizer.pad,
+  )  # fmt: skip
+  texts = [template.reply(row[:n]) for row, n in zip(out.tokens, out.lengths)]
+  return prompts, list(zip(texts[::2], texts[1::2]))
+
+
+def judged(compare, prompts, texts, group):
+  """Returns Verdicts on all pairs of texts, `group` at a time."""
+  found = []
+  for i in range(0, len(texts), group):
+    a, b = zip(*texts[i : i + group])
+    found.append(compare([p.messages for p in prompts[i : i + group]], list(a), list(b)))
+    start.say(f'{min(i + group, len(texts)):,} of {len(texts):,} pairs judged')
+  return Verdicts(*map(np.concatenate, zip(*found)))
+
+
+def agreement(verdicts, worth):
+  """Returns {right, of, low, high, chosen, rejected} of the verdicts on pairs that are worth different amounts.
+
+  worth: float[n,2], what a and b are truly worth. right: how many verdicts are for the one that is worth more, of half
+  each counts half. low, high: of right / of, 95 %. chosen, rejected: what they are worth, the mean over all verdicts.
+  """
+  known = np.isfinite(verdicts.p)
+  a_wins = verdicts.p > 0.5
+  chosen, rejected = np.where(a_wins, worth[:, 0], worth[:, 1]), np.where(a_wins, worth[:, 1], worth[:, 0])
+  telling = known & (worth[:, 0] != worth[:, 1])
+  agreed = 0.5 * (1 + np.sign(verdicts.p - 0.5) * np.sign(worth[:, 0] - worth[:, 1]))
+  right, of = float(agreed[telling].sum()), int(telling.sum())
+  low, high = metrics.wilson(right, of) if of else (0.0, 1.0)
+  mean = lambda x: float(x[known].mean()) if known.any() else None  # noqa: E731
+  return {'right': right, 'of': of, 'low': low, 'high': high, 'chosen': mean(chosen), 'rejected': mean(rejected)}
+
+
+def told(found):
+  """Yields the lines that are printed."""
+  failed = ''.join(f'; {why}: {n}' for why, n in found['failures'].items())
+  counts = ', '.join(f'{found[name]} {name}' for name in ('decided', 'undecided', 'failed'))
+  yield f'{found["pairs"]} pairs judged: {counts}{failed}'
+  if found['decided']:
+    yield (
+      f'position bias {found["position_bias"]:+.3f}, {found["flipped"]:.1%} flipped by the order, '
+      f'{found["neither"]:.1%} on neither label'
+    )
+  if truth := found.get('truth'):
+    share = f'{truth["right"] / truth["of"]:.1%} ({truth["low"]:.1%} to {truth["high"]:.1%})' if truth['of'] else 'none'
+    yield f'agrees with the truth on {share} of {truth["of"]} pairs that differ in it'
+    if found['decided']:
+      yield f'what it chooses is truly worth {truth["chosen"]:.3f}, what it rejects {truth["rejected"]:.3f}'
+
+
+def run(config, workdir):
+  """Writes the pairs, and prints how many there are and how far the judge is right.
+
+  Raises: Missed where there is not one verdict.
+  """
+  errors.at_least(config, 1, 'limit', 'slots', 'new_tokens', 'group', 'judge.batch', 'judge.new_tokens')
+  if not config.data.sources:
+    raise BadInput('data.sources is empty: give files of prompts')
+  truth = None if config.truth is None else rewarded.world(config.truth)
+  mesh = sharding.make_mesh(**config.mesh)
+  compare, failures = judges.comparer(config.judge, mesh)
+  prompts, texts = completions(config, mesh)
+  told_apart = [x.strip() != y.strip() and x.strip() != '' != y.strip() for x, y in texts]
+  left = len(texts) - sum(told_apart)
+  prompts, texts = ([x for x, keep in zip(y, told_apart) if keep] for y in (prompts, texts))
+  if not texts:
+    raise BadInput('the policy says the same, or nothing, twice to every prompt: raise temperature')
+  verdicts = judged(compare, prompts, texts, config.group)
+  found = {'prompts': len(texts) + left, 'same_or_empty': left, 'failures': dict(+failures)} | verdicts.summary()
+  if truth is not None:
+    messages, info = [p.messages for p in prompts], [p.info for p in prompts]
+    if any('fact' not in i for i in info):
+      raise BadInput(f'truth = {config.truth}, and a prompt has no field fact: set it to None, or ask its questions')
+    worth = np.array([truth(messages, list(side), info) for side in zip(*texts)], np.float64).T
+    found['truth'] = agreement(verdicts, worth)
+  rows = {'pairs': [], 'undecided': []}
+  for prompt, (a, b), p, orders, mass in zip(prompts, texts, *verdicts):
+    row = {k: v for k, v in prompt.info.items() if k not in MARGINS}
+    row |= {'prompt': prompt.messages, 'mass': [None if np.isnan(m) else float(m) for m in mass]}
+    if np.isnan(p):
+      rows['undecided'].append(row | {'a': a, 'b': b})
+      continue
+    if p < 0.5:
+      a, b, p, orders = b, a, 1 - p, 1 - orders[::-1]
+    label = {'label': float(p), 'first': float(orders[0]), 'second': float(orders[1])}
+    rows['pairs'].append(row | {'chosen': a, 'rejected': b} | label)
+  os.makedirs(workdir, exist_ok=True)
+  for name, listed in rows.items():
+    metrics.write(os.path.join(workdir, f'{name}.jsonl'), ''.join(f'{json.dumps(row)}\n' for row in listed))
+  metrics.write(os.path.join(workdir, 'judge.json'), json.dumps(found | {'config': config.to_dict()}, indent=2))
+  for line in told(found):
+    print(line)
+  if not found['decided']:
+    raise Missed(f'not one of {found["pairs"]} pairs has a verdict: see {workdir}/undecided.jsonl')
+  print(f'{workdir}/pairs.jsonl')
