@@ -11,6 +11,8 @@ A judge is a reward model, the probabilities of two labels under a checkpoint, o
 
     --config.judge.kind=endpoint --config.judge.base_url=http://localhost:8000/v1 --config.judge.model=NAME
     --config.judge.key=NAME_OF_AN_ENVIRONMENT_VARIABLE
+
+How far a judge agrees with people who have compared replies: --config.replies=file, on files of pairs.
 """
 
 import os
@@ -59,6 +61,7 @@ def get_config(size='world'):
   c = ConfigDict()
   c.task = 'judge'
   c.seed = 0  # of which prompts, and of what the policy says
+  c.replies = 'policy'  # policy | file (pairs that people have compared: how far does the judge agree with them?)
   c.policy = 'runs/sft' if world else 'runs/books-sft'  # workdir
   c.step = config_dict.placeholder(int)  # of the policy; None takes the newest
   c.limit = 1000 if world else 200  # prompts, at most

@@ -1,5 +1,7 @@
 """Prompts -> two completions of a policy -> a judge's verdicts -> preference pairs, and how far the judge is right.
 
+With replies = 'file' the replies are those that people have compared already, and what they chose is the truth.
+
     WORKDIR/pairs.jsonl      {"prompt", "chosen", "rejected", "label", "first", "second", "mass"}
     WORKDIR/undecided.jsonl  {"prompt", "a", "b", "mass"}, pairs without a verdict, to be looked at
     WORKDIR/judge.json       what is printed
@@ -16,7 +18,7 @@ import numpy as np
 
 from llmstack import errors, metrics, sharding
 from llmstack.align.judge import Verdicts
-from llmstack.data import chat, sources
+from llmstack.data import chat, records, sources
 from llmstack.data import prompts as asked
 from llmstack.errors import BadInput, Missed
 from llmstack.infer import decode
@@ -26,16 +28,29 @@ from llmstack.tasks import judges, online, rewarded, start
 MARGINS = ('margin', 'score_chosen', 'score_rejected')  # which a record has for replies of its own
 
 
-def read(config, template, limit):
-  """Returns at most config.limit Prompts of all sources, in an order of the seed."""
+def read(config, records_of):
+  """Returns at most config.limit of records_of(source, section of the config, counts), in an order of the seed."""
   found = []
   for name, c in config.data.sources.items():
     files = c.files if isinstance(c.files, str) else tuple(c.files)
-    source, counts = sources.Source(files, on_error=config.data.on_error), collections.Counter()
-    found += asked.prompts(source, template, limit=limit, instruction=c.instruction, counts=counts)
+    counts = collections.Counter()
+    found += records_of(sources.Source(files, on_error=config.data.on_error), c, counts)
     if counts:
       start.say(f'{name}: left out {", ".join(f"{n} x {kind}" for kind, n in counts.items())}')
+  if not found:
+    raise BadInput(f'data.sources has nothing to compare: {", ".join(config.data.sources) or "name files"}')
   return [found[i] for i in asked.order(len(found), config.seed)(np.arange(min(len(found), config.limit)))]
+
+
+def compared(config):
+  """Returns ([Prompt], [(text, text)], float[n,2]): people's pairs in random order, and P(each is the better)."""
+  one = lambda pair: len(pair.chosen) == len(pair.rejected) == 1  # noqa: E731
+  pairs = read(config, lambda source, _, counts: [p for _, p in records.pairs(source, counts) if one(p)])
+  swap = np.random.default_rng(config.seed).random(len(pairs)) < 0.5
+  texts = [(p.chosen[0]['content'], p.rejected[0]['content']) for p in pairs]
+  prompts = [asked.Prompt([], p.prompt, {}) for p in pairs]
+  worth = np.array([(p.label, 1 - p.label) for p in pairs])
+  return prompts, [x[::-1] if s else x for x, s in zip(texts, swap)], np.where(swap[:, None], worth[:, ::-1], worth)
 
 
 def completions(config, mesh):
@@ -46,7 +61,12 @@ def completions(config, mesh):
   if policy.template is None:
     raise BadInput(f'policy: {policy.where} has no chat template: tune it with configs/sft.py first')
   template = chat.template(policy.template, policy.tokenizer)
-  prompts = read(config, template, policy.cfg.length - config.new_tokens)
+  limit = policy.cfg.length - config.new_tokens
+  prompts = read(
+    config, lambda source, c, counts: asked.prompts(
+      source, template, limit=limit, instruction=c.instruction, counts=counts
+    )
+  )  # fmt: skip
   start.say(f'{len(prompts):,} prompts, two completions each')
   out = rollout(
     policy.cfg, policy.params(mesh), [p.ids for p in prompts for _ in range(2)],
@@ -75,7 +95,7 @@ def agreement(verdicts, worth):
   each counts half. low, high: of right / of, 95 %. chosen, rejected: what they are worth, the mean over all verdicts.
   """
   known = np.isfinite(verdicts.p)
-  a_wins = verdicts.p > 0.5
+  a_wins = verdicts.p >= 0.5
   chosen, rejected = np.where(a_wins, worth[:, 0], worth[:, 1]), np.where(a_wins, worth[:, 1], worth[:, 0])
   telling = known & (worth[:, 0] != worth[:, 1])
   agreed = 0.5 * (1 + np.sign(verdicts.p - 0.5) * np.sign(worth[:, 0] - worth[:, 1]))
@@ -108,25 +128,30 @@ def run(config, workdir):
   Raises: Missed where there is not one verdict.
   """
   errors.at_least(config, 1, 'limit', 'slots', 'new_tokens', 'group', 'judge.batch', 'judge.new_tokens')
-  if not config.data.sources:
-    raise BadInput('data.sources is empty: give files of prompts')
-  truth = None if config.truth is None else rewarded.world(config.truth)
+  if config.replies not in ('policy', 'file'):
+    raise BadInput(f"replies = {config.replies!r}: choose 'policy' or 'file'")
+  truth = None if config.truth is None or config.replies == 'file' else rewarded.world(config.truth)
   mesh = sharding.make_mesh(**config.mesh)
   compare, failures = judges.comparer(config.judge, mesh)
-  prompts, texts = completions(config, mesh)
-  told_apart = [x.strip() != y.strip() and x.strip() != '' != y.strip() for x, y in texts]
-  left = len(texts) - sum(told_apart)
-  prompts, texts = ([x for x, keep in zip(y, told_apart) if keep] for y in (prompts, texts))
-  if not texts:
+  prompts, texts, *worth = compared(config) if config.replies == 'file' else completions(config, mesh)
+  told_apart = [i for i, (x, y) in enumerate(texts) if x.strip() != y.strip() and x.strip() and y.strip()]
+  if not told_apart:
     raise BadInput('the policy says the same, or nothing, twice to every prompt: raise temperature')
-  verdicts = judged(compare, prompts, texts, config.group)
-  found = {'prompts': len(texts) + left, 'same_or_empty': left, 'failures': dict(+failures)} | verdicts.summary()
+  of = len(texts)
+  prompts, texts, worth = (
+    [prompts[i] for i in told_apart],
+    [texts[i] for i in told_apart],
+    [w[told_apart] for w in worth],
+  )
   if truth is not None:
     messages, info = [p.messages for p in prompts], [p.info for p in prompts]
     if any('fact' not in i for i in info):
       raise BadInput(f'truth = {config.truth}, and a prompt has no field fact: set it to None, or ask its questions')
-    worth = np.array([truth(messages, list(side), info) for side in zip(*texts)], np.float64).T
-    found['truth'] = agreement(verdicts, worth)
+    worth = [np.array([truth(messages, list(side), info) for side in zip(*texts)], np.float64).T]
+  verdicts = judged(compare, prompts, texts, config.group)
+  found = {'prompts': of, 'same_or_empty': of - len(texts), 'failures': dict(+failures)} | verdicts.summary()
+  if worth:
+    found['truth'] = agreement(verdicts, *worth)
   rows = {'pairs': [], 'undecided': []}
   for prompt, (a, b), p, orders, mass in zip(prompts, texts, *verdicts):
     row = {k: v for k, v in prompt.info.items() if k not in MARGINS}

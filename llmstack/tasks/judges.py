@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import http.client
 import json
-import math
 import os
 import time
 import urllib.error
@@ -119,14 +118,16 @@ class Endpoint:
       raise BadInput('judge.base_url must be like http://localhost:8000/v1, without a name, a password or a query')
     if not model:
       raise BadInput('judge.model is empty: give the name that the endpoint has for the model')
-    if key and not os.environ.get(key):
-      raise BadInput(f'judge.key = {key}: there is no such environment variable, or it is empty: export the key in it')
+    secret = (os.environ.get(key) or '').strip() if key else None
+    if key and not (secret and secret.isascii() and secret.isprintable()):
+      # Not said which: who puts the key itself there would read it in a log.
+      raise BadInput('judge.key is not the name of an environment variable that holds a key: export it, give its name')
     if timeout <= 0 or retries < 0 or backoff < 0 or at_once < 1 or not 0 <= top_logprobs <= TOP:
       raise BadInput(
         f'judge: timeout = {timeout}, retries = {retries}, backoff = {backoff}, at_once = {at_once} and top_logprobs = '
         f'{top_logprobs} must be above 0, at least 0, at least 0, at least 1, and from 0 to {TOP}'
       )
-    self.url, self.model, self._key = f'{base_url.rstrip("/")}/chat/completions', model, key and os.environ[key]
+    self.url, self.model, self._key = f'{base_url.rstrip("/")}/chat/completions', model, secret
     self.timeout, self.retries, self.backoff, self.new_tokens = timeout, retries, backoff, new_tokens
     self.top, self.at_once, self.failed = top_logprobs, at_once, collections.Counter()
     self._opener = urllib.request.build_opener(_Stay)
@@ -195,7 +196,7 @@ class Endpoint:
       choice = json.loads(data)['choices'][0]
       if not isinstance(choice['message']['content'], str):
         return None, 'an answer without text'
-    except (ValueError, LookupError, TypeError):  # what is no JSON is a ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):  # what is no JSON is a ValueError
       return None, 'no answer of a chat'
     return choice, None
 
@@ -210,27 +211,36 @@ def verdict(answer, labels):
   named = asking.named(text, labels)
   try:
     first = answer['logprobs']['content'][0]
-    given = [(str(x['token']).strip(), float(x['logprob'])) for x in first['top_logprobs']]
-  except (LookupError, TypeError, ValueError):
-    first, given = None, []
-  if given and (named is None or not labels[named].startswith(token := str(first['token']).strip()) or
-                labels[named] == token):  # fmt: skip
+    token, given = str(first['token']).strip(), [(str(x['token']).strip(), x['logprob']) for x in first['top_logprobs']]
+  except (LookupError, TypeError):
+    token, given = '', []
+  begun = named is not None and labels[named] != token and labels[named].startswith(token)
+  if given and not begun:
     for token, logp in given:
-      if token in labels and not math.isnan(logp):
-        i = labels.index(token)
-        out[i] = np.logaddexp(out[i], logp)
+      if token in labels and isinstance(logp, int | float) and logp == logp:
+        out[labels.index(token)] = np.logaddexp(out[labels.index(token)], min(logp, 0.0))
   elif named is not None:
     out[named] = 0.0
   return out
 
 
-def rewarding(scorer):
-  """Returns compare(prompts, a, b) -> Verdicts by a reward model: sigmoid(score of a - score of b), in no order."""
+def rewarding(scorer, failed):
+  """Returns compare(prompts, a, b) -> Verdicts by a reward model: sigmoid(score of a - score of b), in no order.
+
+  failed: Counter of pairs of which one reply is longer than the model reads.
+  """
+  encode = lambda prompt, text: scorer.template.encode([*prompt, {'role': 'assistant', 'content': text}]).ids  # noqa: E731
 
   def compare(prompts, a, b):
-    difference = scorer(prompts, a).astype(np.float64) - scorer(prompts, b)
-    p = (0.5 * (1 + np.tanh(difference / 2))).astype(np.float32)  # a sigmoid that does not overflow
-    return asking.Verdicts(p, np.stack([p, p], 1), np.ones((len(p), 2), np.float32))
+    ids = [(encode(prompt, x), encode(prompt, y)) for prompt, x, y in zip(prompts, a, b)]
+    fit = [i for i, pair in enumerate(ids) if max(map(len, pair)) <= scorer.cfg.length]
+    failed['longer than the judge reads'] += len(ids) - len(fit)
+    p, mass = np.full((len(ids), 2), np.nan, np.float32), np.full((len(ids), 2), np.nan, np.float32)
+    if fit:
+      scores = scorer.of_ids([x for i in fit for x in ids[i]]).astype(np.float64).reshape(-1, 2)
+      # A sigmoid that does not overflow.
+      p[fit], mass[fit] = 0.5 * (1 + np.tanh((scores[:, :1] - scores[:, 1:]) / 2)), 1
+    return asking.Verdicts(p[:, 0], p, mass)
 
   return compare
 
@@ -248,7 +258,8 @@ def speaker(c, mesh):
 def comparer(c, mesh):
   """Returns (compare(prompts, a, b) -> Verdicts, Counter of failures) of config.judge."""
   if c.kind == 'reward':
-    return rewarding(Scorer(c.workdir, mesh, c.batch)), collections.Counter()
+    failed = collections.Counter()
+    return rewarding(Scorer(c.workdir, mesh, c.batch), failed), failed
   judge, text = speaker(c, mesh), asking.PAIR
   if c.template is not None:
     try:
@@ -282,7 +293,9 @@ def reward(mesh, judge, form='scalar', principle=asking.PRINCIPLE, questions=Non
       marks = asking.rubric(asked, prompts, completions, questions, **how)
     scaled = (2 * marks.score.astype(np.float64) - low - high) / (high - low)
     return [
-      float(x) if np.isfinite(x) else Failed(f'the judge names a label with probability {mass.min():.2g}')
+      float(x)
+      if np.isfinite(x)
+      else Failed(f'the judge names a label with probability {mass.min():.2g}; nan: no answer')
       for x, mass in zip(scaled, marks.mass)
     ]
 
