@@ -1,4 +1,4 @@
-"""`llmstack bench train|prefer|rollout|decode|data`: one JSON line, so that runs can be paired with those of others.
+"""`llmstack bench train|prefer|rl|rollout|decode|data`: one JSON line, so that runs can be paired with those of others.
 
 Sizes are those of nanoGPT's CPU runs and up: S = 4 layers, width 128, 4 heads, 64 tokens x 12 rows, 65 entries;
 M = 6, 384, 6, 256 x 16, 65; L = 12, 768, 12, 512 x 4, 32,000; for accelerators 125M = 12, 768, 12, 1,024 x 16, 50,304
@@ -6,6 +6,8 @@ and 1B = 24, 1,792, 14, 1,024 x 8, 50,304. All have GPT-2's blocks, for `train` 
 `prefer` is a DPO step of a Llama of that size (feed-forward 8/3 of the width), half of the rows as pairs, the first
 quarter of each being the prompt, computed once for both, beside a frozen reference. `--precomputed` reads the
 reference's log-probs instead, `--two-sided` computes the prompt twice; tokens are counted as if it did, either way.
+`rl` is an iteration of GRPO of that Llama by tasks/online.py: 2 prompts of 16 tokens, 8 completions of each, of 64
+tokens that nothing ends, a reward of their ids, one update.
 `rollout` is a Llama of that size which samples 8 completions of each prompt of 16 tokens until one of two tokens of 64
 ends it, about 32 tokens, at most 256: refilled from a queue beside batch after batch, each as long as its longest.
 `decode` is a Llama of 12 layers, width 768, 12 heads and 32,000 entries: prompt 64, 128 new tokens, greedy.
@@ -15,6 +17,7 @@ Weights and tokens are random. float32 on a CPU, bfloat16 elsewhere.
 import argparse
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import re
@@ -22,23 +25,28 @@ import resource
 import sys
 import tempfile
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from llmstack import memory, metrics, optim, sharding, state
+from llmstack import memory, metrics, optim, rewards, sharding, state
 from llmstack import step as steps
 from llmstack.data import batch as batches
 from llmstack.data import packing, pipeline
+from llmstack.data.prompts import Prompt
 from llmstack.errors import BadInput
 from llmstack.infer import decode
 from llmstack.infer.rollout import rollout
 from llmstack.infer.sampling import Sampling
 from llmstack.model import ModelConfig, init, parameters, ready, train_flops_per_token
 from llmstack.model.kernels import AHEAD
+from llmstack.tasks import online, rl
 from llmstack.tasks.prefer import Objective
 from llmstack.tasks.pretrain import lm_loss
+from llmstack.tasks.train import checksum
 from llmstack.tasks.tune import hidden_of
 
 SIZES = {  # layers, width, heads, length, batch, vocabulary, microbatches
@@ -149,11 +157,25 @@ def train(args):
   }, table  # fmt: skip
 
 
+def characters(ids):
+  """Returns str: a character for each id."""
+  return ''.join(chr(0x4E00 + i) for i in ids)
+
+
 class Whole:
-  """A model of which all parameters are trained, as prefer.Objective wants it."""
+  """A model of which all parameters are trained, as prefer.Objective and online.Online want it; it has no files."""
+
+  critic, tokenizer = 'none', types.SimpleNamespace(pad=0)
+  template = types.SimpleNamespace(stops=[], reply=characters)
 
   def __init__(self, cfg):
     self.cfg = cfg
+
+  def policy(self, params):
+    return params
+
+  def join(self, params, frozen):
+    return params
 
   def hidden(self, params, frozen, batch, rng):
     return params, hidden_of(self.cfg, params, batch)
@@ -224,6 +246,82 @@ def preference(args):
     'first_step_s': first, 'peak_rss_mb': rss, 'parameters': parameters(cfg)[0], 'vocab': vocab,
     'precomputed': args.precomputed, 'two_sided': args.two_sided, 'microbatches': microbatches,
     'loss_first': float(losses[0]), 'loss_last': float(losses[-1]),
+  }, table  # fmt: skip
+
+
+def learning(args):
+  """Returns the figures of an iteration of GRPO as a run makes it: rollout, rewards, AdamW, gate and measurements."""
+  layers, width, heads, _, _, vocab, _ = SIZES[args.size]
+  prompts, samples, prompt, new_tokens = 2, 8, 16, 64
+  rows, length, vocab, microbatches = (
+    prompts * samples,
+    prompt + new_tokens,
+    args.vocab or vocab,
+    args.microbatches or 1,
+  )
+  cfg, mesh = model(layers, width, heads, length, vocab, **llama(width) | args.model), sharding.make_mesh()
+  config = ConfigDict({
+    'seed': 0, 'critic': {'kind': 'none'}, 'kl': {'placement': 'none', 'beta': 0.0, 'target': None},
+    'train': {'loss_chunk': None}, 'data': {'batch': rows, 'length': length, 'packing': 'padded'},
+    'rollout': {
+      'prompts': prompts, 'samples': samples, 'new_tokens': new_tokens, 'temperature': 1.0, 'slots': rows,
+      'refill': rows, 'gate': 1e-4, 'dynamic': False, 'rounds': 1, 'gold': None, 'alarm': 20,
+    },
+    'objective': {
+      'kind': 'policy', 'baseline': 'mean', 'scale': 'group', 'eps': 1e-4, 'whiten': False, 'scale_rewards': False,
+      'mask_truncated': False, 'epochs': 1, 'old': 'sampler', 'importance': None, 'ratio': 'token', 'entropy': 0.0,
+      'surrogate': 'clip', 'clip_low': 0.2, 'clip_high': 0.2, 'dual_clip': None, 'tau': None, 'aggregate': 'sequence',
+      'divisor': None,
+    },
+  })  # fmt: skip
+  tuned, rate = Whole(cfg), 1e-6
+  reward = rewards.Rewards({
+    'even': (1.0, lambda prompts, completions, info: np.array([np.mean(np.array(i['ids']) % 2 == 0) for i in info]))
+  })  # fmt: skip
+  learner, sampler = rl.Policy(config, tuned), online.Sampler(tuned, reward, mesh, config)
+  drawn = np.random.RandomState(0).randint(0, vocab, ((args.steps + 4) * prompts, prompt)).tolist()
+  listed = online.Listed([Prompt(ids, [{'role': 'user', 'content': characters(ids)}], {}) for ids in drawn], '')
+  stream = online.Stream(listed, lambda i: i % len(drawn), 0, prompts)
+  tx = optim.make(name='adamw', rate=lambda _: rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+  inner = steps.make_step(learner.loss, tx, seed=0, microbatches=microbatches, clip=1.0)
+
+  def one_step(state, frozen, batch):
+    new, measured = inner(state, frozen, batch)
+    return new, measured | {'crc': checksum(batch), 'lr': jnp.float32(rate)}
+
+  with jax.set_mesh(mesh):
+    fresh = lambda: init(cfg, jax.random.key(0))  # noqa: E731
+    target = state.shapes_of(fresh, tx, mesh)
+    layout = jax.tree.map(lambda x: x.sharding, target)
+
+    def compiled(shapes):
+      return jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None)).lower(target, {}, shapes).compile()
+
+    loop = online.Online(config, tuned, {}, stream, {}, sampler, learner, mesh)
+    quiet, unsaved = types.SimpleNamespace(beat=lambda _: None), types.SimpleNamespace(resumes=False)
+    loop.begin(compiled(loop.shapes()), compiled, None, quiet, unsaved)
+    memory.trim()
+    box, number, parts = [state.init_sharded(fresh, tx, mesh)], itertools.count(), []
+
+    def iteration():
+      box[0], measured = loop.step(box[0], {'step': np.array(next(number))})
+      parts.append(measured)
+
+    iteration()
+    first = age()
+    iteration()
+    seconds = timed(iteration, args.steps)
+    rss, last = peak_rss(), parts[-args.steps :]
+    table = profile(iteration, args.profile)
+  if {float(x['length']) for x in parts} != {new_tokens}:
+    raise BadInput(f'a completion has not {new_tokens} tokens')
+  median = lambda name: float(np.median([x[name] for x in last])) * 1e3  # noqa: E731
+  return {
+    'tokens_per_s': rows * new_tokens / float(np.median(seconds)), 'step_ms': float(np.median(seconds)) * 1e3,
+    'rollout_ms': median('rollout_s'), 'update_ms': median('update_s'), 'steps_ms': [s * 1e3 for s in seconds],
+    'first_step_s': first, 'peak_rss_mb': rss, 'parameters': parameters(cfg)[0], 'vocab': vocab,
+    'microbatches': microbatches,
+    'reward': float(last[-1]['reward']), 'grad_norm': float(last[-1]['grad_norm']),
   }, table  # fmt: skip
 
 
@@ -384,7 +482,7 @@ def profile(f, folder):
   return [*lines, f'{total:9.1f} ms  all operations, over all threads; trace in {os.path.dirname(path)}']
 
 
-BENCHES = {'train': train, 'prefer': preference, 'rollout': rollouts, 'decode': generate, 'data': rows}
+BENCHES = {'train': train, 'prefer': preference, 'rl': learning, 'rollout': rollouts, 'decode': generate, 'data': rows}
 
 
 def command(argv):
@@ -403,7 +501,7 @@ def command(argv):
   parser.add_argument('--refill', type=int, default=4, help='free rows that are waited for, of rollout')
   parser.add_argument('--steps', type=int, default=5, help='timed steps, or calls of decode, or turns of rollout')
   parser.add_argument('--microbatches', type=int, help='of train; the default depends on the size')
-  parser.add_argument('--vocab', type=int, help='entries, of prefer; the default is that of the size')
+  parser.add_argument('--vocab', type=int, help='entries, of prefer and rl; the default is that of the size')
   parser.add_argument('--precomputed', action='store_true', help='of prefer: read the log-probs of the reference')
   parser.add_argument('--two-sided', action='store_true', help='of prefer: compute the prompt of a pair twice')
   parser.add_argument('--model', type=json.loads, default={}, help='JSON of model settings, {"attention": "einsum"}')
