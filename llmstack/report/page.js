@@ -104,7 +104,7 @@ const SMALL = [
 const share = { plain: true, zero: true, percent: true }
 // What is said of learning from rewards, beside the reward itself: [columns that share a panel], title, unit, options.
 const ONLINE = [
-  [['kl'], 'KL to the reference', 'nats per token', { plain: true, zero: true }],
+  [['kl'], 'KL to the reference', 'nats per completion', { plain: true, zero: true }],
   [['entropy'], 'Entropy', 'nats per token', { plain: true, zero: true }],
   [['length'], 'Length', 'tokens', { plain: true, zero: true }],
   [['ended', 'eos_rate'], 'EOS rate', 'of completions', share],
@@ -493,7 +493,7 @@ function cards() {
       el('div', { class: 'track', 'aria-hidden': 'true' }, (() => { const d = el('div', {}); d.style.width = `${run.of ? Math.min(100, (100 * run.step) / run.of) : 100}%`; return d })()),
       el('dl', { class: 'figures' },
         train && lastFinite(train.v) !== undefined ? figure(learns ? 'reward' : 'train loss', lastFinite(train.v).toFixed(3), 'last batch') : null,
-        learns && run.train.kl && lastFinite(run.train.kl.v) !== undefined ? figure('KL', significant(lastFinite(run.train.kl.v), 3), 'nats a token') : null,
+        learns && run.train.kl && lastFinite(run.train.kl.v) !== undefined ? figure('KL', significant(lastFinite(run.train.kl.v), 3), 'nats a completion') : null,
         learns && run.train.length ? figure('length', significant(lastFinite(run.train.length.v), 3), 'tokens') : null,
         figure('tokens', short(last(run.at.tokens)), 'seen'),
         run.tokens_per_s === null ? null : figure('tokens / s', short(run.tokens_per_s), 'median'),
