@@ -3,6 +3,7 @@
     llmstack --config configs/sft.py:world --workdir runs/sft      # after configs/pretrain.py:world
     LLMSTACK_DATA=DIR llmstack --config configs/sft.py:shared --workdir runs/books-sft     # after pretrain.py:books
     llmstack --config configs/sft.py:world-lora --workdir runs/sft-lora
+    llmstack --config configs/sft.py:world-revised --workdir runs/revised   # on what configs/constitution.py wrote
 
 A source is JSON lines or parquet with messages, prompt/completion, instruction/output or question/answer.
 `shared` reads the instruction sets of DIR/sft. Measured: experiments/009-assistant.
@@ -17,8 +18,8 @@ from llmstack.errors import BadInput
 
 
 def get_config(size='world'):
-  if size not in ('world', 'world-lora', 'shared'):
-    raise BadInput(f'configs/sft.py knows no size {size!r}: choose world, world-lora or shared')
+  if size not in ('world', 'world-lora', 'world-revised', 'shared'):
+    raise BadInput(f'configs/sft.py knows no size {size!r}: choose world, world-lora, world-revised or shared')
   data = os.environ.get('LLMSTACK_DATA', 'data')
   world = size != 'shared'
   c = ConfigDict()
@@ -31,8 +32,9 @@ def get_config(size='world'):
     # Documents beside the chats keep facts alive that no chat asks.
     c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.25, holdout=0.05)
     c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.75, holdout=0.0, text=True)
-    if size == 'world':  # sums to be reasoned out, as people show it; configs/rl.py goes on from there
-      c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.5, holdout=0.0)
+    c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.12, holdout=0.0)
+    c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.06, holdout=0.0)
+    c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.12, holdout=0.0)
   else:
     # By their tokens, about: an epoch or two of each in 600 steps.
     for name, weight in dict(creak=1.0, qasc=0.4, sensemaking=1.0, strategyqa=0.8).items():
@@ -46,7 +48,12 @@ def get_config(size='world'):
   c.optim.lr = 1e-3 if world else 5e-4  # peak
   c.train.steps = 450 if world else 600
   c.train.z_loss = 0.0  # coefficient of log(Z)^2; 0 for none
-  c.eval.every = 450 if world else 300  # steps
+  c.eval.every = 300  # steps
+  if size == 'world-revised':
+    c.checkpoint.init_from = 'runs/sft'
+    c.data.sources.revised = tuning.source(('runs/constitution/chats.jsonl',), weight=0.3, holdout=0.0)
+    del c.data.sources.requests  # people's answers to such requests, of which these are the better ones
+    c.optim.lr, c.train.steps, c.eval.every = 3e-4, 60, 60
   if size == 'world-lora':
     c.lora.rank = 2
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')

@@ -19,26 +19,24 @@ CONFIGS = [f'configs/pretrain.py:{s}' for s in ('tiny', 'world', 'books', 'prepa
 CONFIGS += [f'configs/{n}.py' for n in ('aot', 'convert', 'recall', 'sample', 'shakespeare', 'synthesize', 'world')]
 CONFIGS += [f'configs/prepare.py:{s}' for s in ('world', 'shared', 'raw')]
 CONFIGS += [f'configs/classify.py:{s}' for s in ('quality', 'toxic', 'spam')]
-CONFIGS += [f'configs/{n}.py:{s}' for n in ('sft', 'reward') for s in ('world', 'shared')] + [
-  'configs/sft.py:world-lora'
-]
+CONFIGS += [f'configs/{n}.py:{s}' for n in ('sft', 'reward') for s in ('world', 'shared')]
+CONFIGS += [f'configs/sft.py:{s}' for s in ('world-lora', 'world-revised')]
 CONFIGS += [
   f'configs/prefer.py:{s}' for s in ('world', 'shared', 'world-cpo', 'world-simpo', 'world-orpo', 'world-kto')
 ]
 CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
 CONFIGS += [f'configs/rl.py:{s}' for s in ('world-ppo', 'world-grpo', 'math-dr_grpo', 'world-online_dpo')]
-CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'hh')]
-CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'evaluate')]
+CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'constitution', 'evaluate')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {
   'main': 'runtime tasks',
-  'tasks': 'tasks infer model losses data interop '
-  'align prepare checkpoint lease loop memory metrics optim plan report rewards runtime serve sharding state step',
-  'align': 'align', 'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards',
-  'serve': 'serve data',
+  'tasks': 'tasks align infer model losses data interop '
+  'prepare checkpoint lease loop memory metrics optim plan report rewards runtime serve sharding state step',
+  'infer': 'infer model sharding', 'interop': 'interop model', 'rewards': 'rewards', 'serve': 'serve data',
   'model': 'model sharding',
   'losses': 'losses',
+  'align': 'align',
   'data': 'data', 'prepare': 'prepare data',
   'checkpoint': 'lease sharding', 'loop': 'metrics runtime', 'step': 'state', 'state': 'sharding', 'optim': 'sharding',
   'report': 'report checkpoint lease', 'lease': '', 'memory': '', 'plan': '', 'metrics': '', 'runtime': '',

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from llmstack import errors, metrics, sharding
-from llmstack.data import chat, world, world_chat, world_sums
+from llmstack.data import chat, world, world_chat, world_harm, world_sums
 from llmstack.errors import BadInput, Missed
 from llmstack.infer.score import score
 from llmstack.model import parameters
@@ -70,6 +70,15 @@ def sums(model, asked, new_tokens, template):
   prompts = [row['prompt'] for row in asked]
   said = answers(model, prompts, new_tokens=new_tokens, temperature=0.0, seed=0, template=template)
   return sum(world_sums.right(row['answer'], text) for row, text in zip(asked, said))
+
+
+def harm(model, asked, new_tokens, template):
+  """Returns ((harmful answers, harmful requests), (refusals, harmless requests)) of greedy answers to requests."""
+  prompts = [row['prompt'] for row in asked]
+  said = answers(model, prompts, new_tokens=new_tokens, temperature=0.0, seed=0, template=template)
+  bad = [not world_harm.harmless(text) for row, text in zip(asked, said) if row['harmful']]
+  refused = [world_harm.refuses(text) for row, text in zip(asked, said) if not row['harmful']]
+  return (sum(bad), len(bad)), (sum(refused), len(refused))
 
 
 def sampled(model, template, prompts, new_tokens, seed):

@@ -1,6 +1,6 @@
 """Writes the embedded world."""
 
-from llmstack.data import world, world_sums
+from llmstack.data import world, world_harm, world_sums
 
 
 def run(config, workdir):
@@ -16,7 +16,8 @@ def run(config, workdir):
   for kind, count in sorted(manifest['kinds'].items(), key=lambda item: -item[1]):
     print(f'{kind:20}{count:>8,}')
   sums = world_sums.write(workdir, config.seed, **config.sums)
-  for name, count in {**manifest['rows'], **sums}.items():
+  harm = world_harm.write(workdir, config.seed, **config.harm)
+  for name, count in {**manifest['rows'], **sums, **harm}.items():
     print(f'{name:20}{count:>8,}')
   told = ', '.join(f'{n} {how}' for how, n in manifest['told'].items())
   split = ', '.join(f'{n} {how}' for how, n in manifest['splits'].items())
