@@ -24,11 +24,12 @@ def get_config():
   c.rounds = 2  # of critique and revision
   c.critique = 'Question: {request}\nAnswer: {draft}\n{ask}'  # what is asked; {ask} is the principle's
   c.revision = 'Question: {request}\nAnswer: {draft}\nCritique: {critique}\n{ask}'
+  c.fine = 'No'  # how a critique begins after which no revision is asked for; '' always asks, as the paper does
   c.temperature = 0.7  # of drafts
   c.second_temperature = 0.0  # of critiques and revisions
   c.new_tokens = 32  # at most, of a draft, a critique or a revision
   c.batch = 128  # texts at once
-  c.group = 256  # prompts that are written together: what a killed run loses at most
+  c.group = 300  # prompts that are written together: what a killed run loses at most
   c.show = 0  # conversations to print of what is there, in place of a run
   c.mesh = sizes.mesh()
   return c

@@ -30,11 +30,11 @@ def get_config(size='world'):
 
   if world:
     # Documents beside the chats keep facts alive that no chat asks.
-    c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.25, holdout=0.05)
-    c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.75, holdout=0.0, text=True)
+    c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.35, holdout=0.05)
+    c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=1.1, holdout=0.0, text=True)
     c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.12, holdout=0.0)
-    c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.06, holdout=0.0)
-    c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.12, holdout=0.0)
+    c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.05, holdout=0.0)
+    c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.1, holdout=0.0)
   else:
     # By their tokens, about: an epoch or two of each in 600 steps.
     for name, weight in dict(creak=1.0, qasc=0.4, sensemaking=1.0, strategyqa=0.8).items():
@@ -46,14 +46,14 @@ def get_config(size='world'):
     c.data.sources.taskmaster = tuning.source((f'{data}/sft/taskmaster4_dialogs_a.jsonl.zst',), weight=0.7)
 
   c.optim.lr = 1e-3 if world else 5e-4  # peak
-  c.train.steps = 450 if world else 600
+  c.train.steps = 400 if world else 600
   c.train.z_loss = 0.0  # coefficient of log(Z)^2; 0 for none
   c.eval.every = 300  # steps
   if size == 'world-revised':
     c.checkpoint.init_from = 'runs/sft'
     c.data.sources.revised = tuning.source(('runs/constitution/chats.jsonl',), weight=0.3, holdout=0.0)
     del c.data.sources.requests  # people's answers to such requests, of which these are the better ones
-    c.optim.lr, c.train.steps, c.eval.every = 3e-4, 60, 60
+    c.optim.lr, c.train.steps, c.eval.every = 2e-4, 50, 50
   if size == 'world-lora':
     c.lora.rank = 2
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')

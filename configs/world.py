@@ -26,6 +26,6 @@ def get_config():
   c.harm = ConfigDict()  # requests to be refused, and others like them
   c.harm.chats = 2_000  # of people who refuse next to nothing
   c.harm.skills = 3_000  # exercises: critique, revision, comparison
-  c.harm.prompts = 1_000  # to draft answers to
+  c.harm.prompts = 600  # to draft answers to
   c.harm.judged = 400  # on persons, or actions on things, that no other file has
   return c

@@ -8,6 +8,8 @@
 and beside these the fields of the prompt's record. What went wrong is in `failed` of a round and counted:
 - a draft that is empty, or does not end within new_tokens, leaves its prompt out of chats and pairs;
 - a critique or revision that is empty, does not end, or whose prompt is too long, keeps the answer as it is;
+- a critique that begins with config.fine asks for no revision, which a small model might only spoil (fine = '' revises
+  always, as the paper does);
 - a revision that is the draft again is a chat and no pair.
 
 Groups of prompts are written whole to WORKDIR/parts, and a run that was broken off goes on behind the last one.
@@ -47,36 +49,43 @@ def say(model, template, conversations, seeds, *, temperature, new_tokens):
   return out
 
 
-def steps(say, asked, principles, *, seed, first, rounds, critique, revision):
+def steps(say, asked, principles, *, seed, first, rounds, critique, revision, fine=''):
   """Returns a dict per prompt, as in steps.jsonl: what was said, and why something was not.
 
   say(conversations, seeds, second) -> [(text, why)]; second: False for drafts. asked: [Prompt].
   first: number of the first row; with the seed it decides all draws. critique, revision: templates.
+  fine: how a critique begins after which the answer stays as it is; '' revises always.
   """
   of = [dict(row=first + i, prompt=p.messages, draft='', rounds=[], final='', left_out='') for i, p in enumerate(asked)]
 
-  def each(rows, stage, made):
+  def each(rows, stage, conversations):
     seeds = [seed + row['row'] * STAGES + stage for row in rows]
-    return zip(rows, say([made(row) for row in rows], seeds, stage > 0)) if rows else ()
+    return zip(rows, say(conversations, seeds, stage > 0)) if rows else ()
 
-  for row, (text, why) in each(of, 0, lambda row: row['prompt']):
+  for row, (text, why) in each(of, 0, [row['prompt'] for row in of]):
     row.update(draft=text, final=text, left_out=why and f'draft {why}')
+  of_draft = [row for row in of if not row['left_out']]
   for at in range(rounds):
-    live = [row for row in of if not row['left_out']]
-    for row in live:
-      number = constitution.drawn(principles, seed, row['row'], at)
-      row['rounds'].append(
-        dict(principle=number, **principles[number]._asdict(), said='', revised='', failed='')
-      )  # fmt: skip
-    rule = lambda row: principles[row['rounds'][-1]['principle']]  # noqa: E731
-    made = lambda row: constitution.critique_prompt(critique, rule(row), row['prompt'], row['final'])  # noqa: E731
-    for row, (text, why) in each(live, 2 * at + 1, made):
+    drawn = [constitution.drawn(principles, seed, row['row'], at) for row in of_draft]
+    for row, i in zip(of_draft, drawn):
+      row['rounds'].append(dict(principle=i, **principles[i]._asdict(), said='', revised='', failed=''))
+    asks = [
+      constitution.critique_prompt(critique, principles[i], row['prompt'], row['final'])
+      for row, i in zip(of_draft, drawn)
+    ]
+    for row, (text, why) in each(of_draft, 2 * at + 1, asks):
       row['rounds'][-1].update(said=text, failed=why and f'critique {why}')
-    live = [row for row in live if not row['rounds'][-1]['failed']]
-    made = lambda row: constitution.revision_prompt(  # noqa: E731
-      revision, rule(row), row['prompt'], row['final'], row['rounds'][-1]['said']
-    )
-    for row, (text, why) in each(live, 2 * at + 2, made):
+    to_revise = [
+      row for row in of_draft
+      if not (now := row['rounds'][-1])['failed'] and not (fine and now['said'].startswith(fine))
+    ]  # fmt: skip
+    asks = [
+      constitution.revision_prompt(
+        revision, principles[(now := row['rounds'][-1])['principle']], row['prompt'], row['final'], now['said']
+      )
+      for row in to_revise
+    ]
+    for row, (text, why) in each(to_revise, 2 * at + 2, asks):
       row['rounds'][-1].update(revised=text, failed=why and f'revision {why}')
       row['final'] = row['final'] if why else text
   return of
@@ -96,8 +105,9 @@ def told(row):
   lines = [f'--- {row["row"]}', *(f'{m["role"]}: {m["content"]}' for m in row['prompt'])]
   lines.append(f'draft: {row["draft"]}{_note("left out", row["left_out"])}')
   for i, r in enumerate(row['rounds'], 1):
-    lines += [f'  {i}. {r["critique"]}', f'     critique: {r["said"]}', f'     {r["revision"]}']
-    lines.append(f'     revision: {r["revised"]}{_note("kept as it was", r["failed"])}')
+    lines += [f'  {i}. {r["critique"]}', f'     critique: {r["said"]}{_note("kept as it was", r["failed"])}']
+    if r['revised']:
+      lines += [f'     {r["revision"]}', f'     revision: {r["revised"]}']
   return '\n'.join([*lines, f'final: {row["final"]}'])
 
 
@@ -178,7 +188,7 @@ def run(config, workdir):
     if not os.path.exists(path):
       made = steps(
         next_, group, principles, seed=config.seed, first=at, rounds=config.rounds, critique=config.critique,
-        revision=config.revision,
+        revision=config.revision, fine=config.fine,
       )  # fmt: skip
       metrics.write(path, lines([p.info | row for p, row in zip(group, made)]))
     rows += read(path)
