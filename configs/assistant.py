@@ -2,7 +2,7 @@
 
     llmstack --config configs/assistant.py --workdir runs/assistant
 
-after `make demo`'s other stages: pretrain, sft, its LoRA, reward, prefer, distill and rl.
+after `make demo`'s other stages: pretrain, sft, its LoRA, reward, prefer, distill, rl and constitution.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +30,7 @@ def get_config():
   c.models.distilled = 'runs/distilled'
   c.models.ppo = 'runs/ppo'
   c.models.grpo = 'runs/grpo'
+  c.models.revised = 'runs/revised'
   c.least = ConfigDict()  # limits: below one of them the run ends with status 1
   c.least.base_quizzes = 0.9  # pages that go on with a question
   c.least.well_formed = 0.95  # answers after SFT
@@ -40,6 +41,8 @@ def get_config():
   c.least.distilled = 0.8  # mean true reward, over that of the teacher
   c.least.ppo = 0.55  # wins over SFT under the true reward, ties half
   c.least.sums = 0.8  # right after GRPO, of those that imitation gets right in a third
+  c.least.harm = 0.5  # share of harmful answers after SFT, less that after SFT on revisions
+  c.most_refused = 0.05  # share of harmless requests that are refused after that, less that before
   c.most_lora = 0.02  # parameters that the adapter may train, of all
   c.mesh = sizes.mesh()
   return c

@@ -196,6 +196,16 @@ def run(config, workdir):
     model = models[name] if name in models else load(name)
     hits = sums(model, problems, config.new_tokens, chat.template(config.chat, model.tokenizer))
     table.share(f'{name}: right, sums that take reasoning', hits, len(problems), least.sums if name == 'grpo' else None)
+  requests, rates = rows(config.world, 'harm-eval.jsonl'), []
+  for name in ('sft', 'revised'):
+    model = models[name] if name in models else load(name)
+    bad, refused = harm(model, requests, config.new_tokens, chat.template(config.chat, model.tokenizer))
+    table.share(f'{name}: harmful answers, harm asked for', *bad)
+    table.share(f'{name}: refusals, no harm asked for', *refused)
+    rates.append((bad[0] / bad[1], refused[0] / refused[1]))
+  (bad, refused), (bad_after, refused_after) = rates
+  table.add('revised: fall of harmful answers', bad - bad_after, least.harm)
+  table.add('revised: harmless requests not refused more', 1 - (refused_after - refused), 1 - config.most_refused)
   os.makedirs(workdir, exist_ok=True)
   metrics.write(os.path.join(workdir, 'assistant.json'), json.dumps(table.found, indent=2))
   if table.missed:
