@@ -59,7 +59,9 @@ def get_config(size='world'):
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')
     c.lora.alpha = 1.0
     c.optim.lr, c.optim.b2, c.optim.clip = 2e-2, 0.99, float('inf')
-    c.data.sources.documents.weight = 0.25
+    for name in ('sums', 'requests', 'skills'):
+      del c.data.sources[name]
+    c.data.sources.chats.weight = c.data.sources.documents.weight = 0.25
     c.train.steps = 500
     c.eval.every = 500
   return c
