@@ -1,11 +1,12 @@
 """Prompts -> drafts -> critiques by a principle -> revisions, a few rounds, by one model -> chats and pairs.
 
-    WORKDIR/steps.jsonl   {"row", "prompt", "draft", "rounds": [...], "final", "left_out"}: all that was said
+    WORKDIR/steps.jsonl   {"row", "prompt", "draft", "rounds": [...], "final", "left_out"}: all that was said,
+                          beside the fields of the prompt's record
     WORKDIR/chats.jsonl   {"messages", "row"}: the prompt and the last revision, for SFT
     WORKDIR/pairs.jsonl   {"prompt", "chosen", "rejected", "row"}: the last revision and the draft, where they differ
     WORKDIR/counts.json   what is printed
 
-and beside these the fields of the prompt's record. What went wrong is in `failed` of a round and counted:
+What went wrong is in `failed` of a round and counted:
 - a draft that is empty, or does not end within new_tokens, leaves its prompt out of chats and pairs;
 - a critique or revision that is empty, does not end, or whose prompt is too long, keeps the answer as it is;
 - a critique that begins with config.fine asks for no revision, which a small model might only spoil (fine = '' revises
@@ -116,7 +117,7 @@ def _note(what, why):
 
 
 def lines(rows):
-  return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  return ''.join(json.dumps(row) + '\n' for row in rows)
 
 
 def read(path):
@@ -194,13 +195,12 @@ def run(config, workdir):
     rows += read(path)
     start.say(f'{len(rows):,} of {len(asked):,} prompts')
   kept = [row for row in rows if not row['left_out']]
-  rest = lambda row: {k: v for k, v in row.items() if k not in ('prompt', 'draft', 'rounds', 'final', 'left_out')}  # noqa: E731
   reply = lambda row: [*row['prompt'], {'role': 'assistant', 'content': row['final']}]  # noqa: E731
   written = {
     'steps': rows,
-    'chats': [rest(row) | {'messages': reply(row)} for row in kept],
+    'chats': [{'messages': reply(row), 'row': row['row']} for row in kept],
     'pairs': [
-      rest(row) | {'prompt': row['prompt'], 'chosen': row['final'], 'rejected': row['draft']}
+      {'prompt': row['prompt'], 'chosen': row['final'], 'rejected': row['draft'], 'row': row['row']}
       for row in kept if row['final'] != row['draft']
     ],
   }  # fmt: skip
