@@ -167,6 +167,10 @@ def test_run_from_parts(tmp_path, trained, capsys):
   (tmp_path / 'rules.txt').write_text(WRITTEN.replace('kind', 'good'))
   with pytest.raises(BadInput, match='another constitution'):
     task.run(config, str(done))
+  (tmp_path / 'rules.txt').write_text(WRITTEN)
+  (tmp_path / 'asked.jsonl').write_text('{"prompt": "ask 9"}\n')
+  with pytest.raises(BadInput, match='another files:'):
+    task.run(config, str(done))
   (tmp_path / 'rules.txt').write_text('# nothing yet\n')
   with pytest.raises(BadInput, match='rules.txt has no principles'):
     task.run(config, str(tmp_path / 'new'))

@@ -140,10 +140,13 @@ def show(workdir, n):
   print('\n\n'.join(told(row) for row in rows[:n]))
 
 
-def settled(config, text, workdir):
-  """Writes what a run depends on to WORKDIR/settings.json; raises BadInput where it was made with other settings."""
+def settled(config, workdir, **depends):
+  """Writes what a run depends on to WORKDIR/settings.json; raises BadInput where it was made with others.
+
+  depends: of settings, those whose content counts.
+  """
   settings = {k: v for k, v in json.loads(config.to_json()).items() if k not in ('show', 'mesh')}
-  settings['constitution'] = hashlib.sha256(text.encode()).hexdigest()  # what it says, not where it lies
+  settings |= depends
   kept = os.path.join(workdir, 'settings.json')
   if os.path.exists(kept):
     with open(kept) as f:
@@ -177,7 +180,8 @@ def run(config, workdir):
   files = (config.files,) if isinstance(config.files, str) else tuple(config.files)
   source = sources.Source(files, on_error=config.on_error)
   asked = prompts.prompts(source, template, limit=model.cfg.length - config.new_tokens, counts=left)
-  settled(config, text, workdir)
+  rules = hashlib.sha256(text.encode()).hexdigest()  # what it says, not where it lies
+  settled(config, workdir, step=model.step, constitution=rules, files=prompts.fingerprint(asked))
 
   def next_(conversations, seeds, second):
     temperature = config.second_temperature if second else config.temperature
