@@ -43,7 +43,7 @@ def ratio(found, a, b, key):
 
 def grpo(args):
   """Prints an iteration of ours beside TRL's."""
-  how = ['--vocab', args.vocab, '--steps', '7']
+  how = ['--vocab', args.vocab, '--steps', str(args.steps)]
   commands = {
     'llmstack GRPO': [*OURS, 'bench', 'rl', '--size', 'M', *how],
     'TRL GRPO': [args.torch, HERE / 'peers/trl_grpo.py', *how],
@@ -64,6 +64,7 @@ def main():
   parser.add_argument('--torch', help='python with torch, transformers and trl', required=True)
   parser.add_argument('--vocab', default='65', choices=('65', '4096'))
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--steps', type=int, default=5, help='timed steps of a run')
   args = parser.parse_args()
   {'grpo': grpo}[args.what](args)
 

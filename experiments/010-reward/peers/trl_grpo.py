@@ -167,6 +167,8 @@ def main():
 
   if {parameter.dtype for parameter in trainer.model.parameters()} != {torch.float32}:
     raise RuntimeError('a parameter is not fp32')
+  if any(getattr(module, 'gradient_checkpointing', False) for module in trainer.model.modules()):
+    raise RuntimeError('activations are recomputed')
   if clock.lengths != {NEW}:
     raise RuntimeError(f'completions have {clock.lengths} tokens')
   timed = slice(args.warm_up, None)
