@@ -253,12 +253,8 @@ def learning(args):
   """Returns the figures of an iteration of GRPO as a run makes it: rollout, rewards, AdamW, gate and measurements."""
   layers, width, heads, _, _, vocab, _ = SIZES[args.size]
   prompts, samples, prompt, new_tokens = 2, 8, 16, 64
-  rows, length, vocab, microbatches = (
-    prompts * samples,
-    prompt + new_tokens,
-    args.vocab or vocab,
-    args.microbatches or 1,
-  )
+  rows, length = prompts * samples, prompt + new_tokens
+  vocab, microbatches = args.vocab or vocab, args.microbatches or 1
   cfg, mesh = model(layers, width, heads, length, vocab, **llama(width) | args.model), sharding.make_mesh()
   config = ConfigDict({
     'seed': 0, 'critic': {'kind': 'none'}, 'kl': {'placement': 'none', 'beta': 0.0, 'target': None},
@@ -320,8 +316,8 @@ def learning(args):
     'tokens_per_s': rows * new_tokens / float(np.median(seconds)), 'step_ms': float(np.median(seconds)) * 1e3,
     'rollout_ms': median('rollout_s'), 'update_ms': median('update_s'), 'steps_ms': [s * 1e3 for s in seconds],
     'first_step_s': first, 'peak_rss_mb': rss, 'parameters': parameters(cfg)[0], 'vocab': vocab,
-    'microbatches': microbatches,
-    'reward': float(last[-1]['reward']), 'grad_norm': float(last[-1]['grad_norm']),
+    'microbatches': microbatches, 'reward': float(last[-1]['reward']),
+    'grad_norm': float(last[-1]['grad_norm']),
   }, table  # fmt: skip
 
 
