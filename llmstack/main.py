@@ -33,7 +33,7 @@ from llmstack.errors import BadInput
 TRAINING = ('pretrain', 'sft', 'reward', 'prefer', 'distill', 'rl')  # tasks that stop safely
 TASKS = (
   *TRAINING, 'sample', 'recall', 'world', 'convert', 'aot', 'prepare', 'classify', 'synthesize', 'evaluate',
-  'assistant', 'constitution',
+  'assistant', 'judge', 'constitution',
 )  # fmt: skip
 PODS = (*(t for t in TRAINING if t != 'rl'), 'sample')  # of these, which run on several hosts
 VERBS = (
