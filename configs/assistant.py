@@ -39,7 +39,7 @@ def get_config():
   c.least.reward = 0.9  # held-out pairs ranked right
   c.least.dpo = 0.8  # wins over SFT under the true reward, ties half
   c.least.distilled = 0.8  # mean true reward, over that of the teacher
-  c.least.ppo = 0.55  # wins over SFT under the true reward, ties half
+  c.least.ppo = 0.7  # wins over SFT under the true reward, ties half
   c.least.sums = 0.8  # right after GRPO, of those that imitation gets right in a third
   c.least.harm = 0.5  # share of harmful answers after SFT, less that after SFT on revisions
   c.most_refused = 0.05  # share of harmless requests that are refused after that, less that before

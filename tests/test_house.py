@@ -125,6 +125,7 @@ def test_every_key_is_read(path):
     spelled = rf'config\.{re.escape(key)}\b'
     if section in short:
       spelled += rf'|\b{short[section]}\.{leaf}\b'
+    spelled += rf"|'{leaf}'" if section == 'judge' else ''  # taken by their names, for an endpoint
     by_name = rf"'{re.escape(key)}'" if config.task != 'pretrain' else 'never'
     if config.task == 'prefer' and section == 'objective':  # arguments of the losses
       spelled += rf'|[ (]{leaf}[,=)]'

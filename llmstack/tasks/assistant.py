@@ -179,13 +179,12 @@ def run(config, workdir):
   of = [i for i, row in enumerate(asked) if row['split'] == 'held_out']
   drawn = {n: sampled(models[n], template, prompts, config.new_tokens, config.seed) for n in ('sft', 'dpo', 'ppo')}
   true = lambda texts: [world_chat.reward(facts(row), text) for row, text in zip(held, texts)]  # noqa: E731
-  for name in ('dpo', 'ppo'):
+  for name, wins in (('dpo', least.dpo), ('ppo', least.ppo)):
     for how in ('greedy', 'sampled at temperature 1'):
       a, b = (true([said[n][i] for i in of] if how == 'greedy' else drawn[n][2]) for n in (name, 'sft'))
       rate, low, high = metrics.win_rate(a, b, config.seed)
       note = f'{low:.1%} to {high:.1%} of {len(held)}, ties half'
-      limit = least[name] if how == 'greedy' else None
-      table.add(f'{name}: true reward above SFT, {how}', rate, limit, note=note)
+      table.add(f'{name}: true reward above SFT, {how}', rate, wins if how == 'greedy' else None, note=note)
     table.add(f'{name}: KL to SFT, nats per answer', kl(models[name], models['sft'], *drawn[name][:2]), unit='.2f')
   ratio = stages['distilled']['reward'] / stages['dpo']['reward']
   small = parameters(models['distilled'].cfg)[0] / parameters(models['dpo'].cfg)[0]
