@@ -481,6 +481,14 @@ def test_bad_settings_end_in_a_sentence(run, words, more):
   run.refused(*words, run=lambda workdir, **s: run('grpo', workdir, **s), **more)
 
 
+@pytest.mark.parametrize(
+  'how', [{'kl.placement': 'reward'}, {'kl.placement': 'loss'}, {'objective.mask_truncated': True}]
+)
+def test_online_dpo_refuses_what_it_would_ignore(run, how):
+  """A KL that is asked for and silently nowhere (OpenRLHF#768, slime#397)."""
+  run.refused('objective.beta', 'kl.placement', run=lambda workdir, **s: run('online_dpo', workdir, **s), **how)
+
+
 def test_other_prompts_are_refused(run):
   """A resumed run continues on another file as if nothing had happened."""
   assert run('grpo', 'prompts', **{'train.steps': 1, 'optim.warmup': 0}) == 0

@@ -294,6 +294,11 @@ def check(config):
         'online DPO reads log-probs at temperature 1, one pair a row, without a critic: set rollout.temperature = 1.0, '
         'data.packing = padded and critic.kind = none'
       )
+    if kl.placement in ('loss', 'reward') or kl.target is not None or o.mask_truncated:
+      raise BadInput(
+        'the KL of online DPO is objective.beta, and it reads whole pairs: set kl.placement = watch, kl.target = None '
+        'and objective.mask_truncated = False'
+      )
     return
   policy.check_kl(kl.estimator, kl.placement, kl.gradient)
   if kl.placement in ('loss', 'reward') and not kl.beta > 0:
