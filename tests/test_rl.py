@@ -472,6 +472,9 @@ def test_hanging_reward(run):
     (('temperature = 0.0',), {'rollout.temperature': 0.0}),
     (('rollout.gold', 'wisdom'), {'rollout.gold': 'wisdom'}),
     (('dual_clip = 1.1',), {'objective.dual_clip': 1.1}),
+    (('kl.target = 0.0', 'positive'), {'kl.target': 0.0, 'kl.placement': 'loss'}),
+    (('kl.target = 1.0', 'kl.placement = watch'), {'kl.target': 1.0}),
+    (('kl.horizon = 0',), {'kl.target': 1.0, 'kl.horizon': 0, 'kl.placement': 'loss'}),
   ],
 )  # fmt: skip
 def test_bad_settings_end_in_a_sentence(run, words, more):

@@ -303,6 +303,11 @@ def check(config):
   policy.check_kl(kl.estimator, kl.placement, kl.gradient)
   if kl.placement in ('loss', 'reward') and not kl.beta > 0:
     raise BadInput(f'kl.beta = {kl.beta} with kl.placement = {kl.placement}: give a positive one, or placement = watch')
+  if kl.target is not None and not (kl.target > 0 and kl.horizon > 0 and kl.placement in ('loss', 'reward')):
+    raise BadInput(
+      f'kl.target = {kl.target} with kl.placement = {kl.placement} and kl.horizon = {kl.horizon}: a coefficient is '
+      'adapted to a positive target over a positive horizon, where the KL is in the loss or the reward'
+    )
   alone = config.critic.kind == 'none'
   if alone and o.baseline in ('mean', 'leave_one_out') and r.samples < 2:
     raise BadInput(f'objective.baseline = {o.baseline} with rollout.samples = 1: every advantage would be 0, use more')
