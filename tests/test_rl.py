@@ -18,9 +18,10 @@ from llmstack import metrics, sharding
 from llmstack import step as steps
 from llmstack.checkpoint import digest
 from llmstack.data import batch as batches
-from llmstack.errors import Diverged
+from llmstack.data import prompts as asked
+from llmstack.errors import BadInput, Diverged
 from llmstack.infer.decode import stop_table
-from llmstack.infer.rollout import rollout
+from llmstack.infer.rollout import Rollout, rollout
 from llmstack.main import load
 from llmstack.model import Lora, combine, init_adapters, value_head
 from llmstack.rewards import Rewards, row
@@ -98,6 +99,19 @@ def test_sampler_and_learner_are_one_model(family, temperature, packed):
     assert len(batch['tokens']) < len(got.prompts)
   other = rl.logps(cfg, params, hidden, batch, temperature=1.1 * temperature, chunk=None)
   assert float(rl.gap(other, batch['old_logp'], batch['mask'])) > 1e-2
+
+
+def test_a_prompt_that_fills_the_window():
+  """The last token that fits is drawn at a position that the learner cuts off, or lacks (learned positions)."""
+  cfg = model('gpt2_tiny', length=20)
+  got = sampled(cfg, weights(cfg), new_tokens=9)  # the longest prompt has 11
+  sizes = [len(p) + n for p, n in zip(got.prompts, got.out.lengths)]
+  assert max(len(p) for p in got.prompts) + 9 == 20
+  batch, _ = online.lay_out(got, width=20, packed=False, multiple=1)
+  logp = rl.logps(
+    cfg, weights(cfg), Bare(cfg).hidden(weights(cfg), {}, batch, None)[1], batch, temperature=1.0, chunk=None
+  )
+  assert float(rl.gap(logp, batch['old_logp'], batch['mask'])) < 1e-4, sizes
 
 
 def test_sampler_merges_what_the_learner_adapts():
@@ -181,6 +195,28 @@ def test_layout_changes_nothing(kind):
       assert np.abs(a - b).max() < 1e-4 * scale, name
 
 
+@pytest.mark.slow
+def test_layout_of_pairs_changes_nothing():
+  """Online DPO: padding, microbatches or devices change what is learnt of a pair (trl#5619, PR#6024)."""
+  cfg = model('llama_tiny', length=64)
+  got = sampled(cfg, weights(cfg), rewards=[1.0, 0, 2, -1, 3, np.nan, 0.5, 0.5])
+  lora = SimpleNamespace(cfg=cfg, lora=None, hidden=Bare(cfg).hidden, policy=Bare(cfg).policy)
+  learner, moved = rl.Pairs(settings('online_dpo'), lora), weights(cfg, 1)
+  found = []
+  for width, parts, mesh in ((47, 1, sharding.make_mesh(**ONE)), (63, 2, sharding.make_mesh(data=2, fsdp=2, tensor=2))):
+    batch, _ = learner.lay_out(got, width, multiple=8)
+    with jax.set_mesh(mesh):
+      args = jax.device_put(moved, sharding.param_shardings(moved, mesh)), {'ref': weights(cfg)}
+      run = jax.jit(lambda p, f, b, n=parts: steps.accumulate(learner.loss, p, f, b, jax.random.key(0), n))
+      loss, _, grads = run(*args, sharding.place(batch, mesh, batches.letters))
+      found.append((float(loss), jax.device_get(grads)))
+  (loss, grads), (other, more) = found
+  assert abs(loss - np.log(2)) > 1e-3 and abs(other - loss) < 1e-5 * abs(loss)
+  scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(grads))
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(more), strict=True):
+    assert np.abs(a - b).max() < 1e-4 * scale
+
+
 def test_failed_rewards_teach_nothing_and_truncation_may():
   """A NaN reward reaches the loss, a masked completion the denominator (trl PR#6439), or a cut-off one is given an EOS
   that was never drawn (OpenRLHF#238)."""
@@ -221,6 +257,65 @@ def test_seeds():
   every = np.concatenate([online.seeds(s, k, t, 64) for s in (0, 1) for k in (0, 1, 2) for t in (-1, 0, 1)])
   assert len(np.unique(every)) == every.size
   assert online.seeds(0, 3, 1, 2).tolist() == online.seeds(0, 3, 1, 5)[:2].tolist()
+
+
+def test_seeds_are_those_of_older_runs():
+  """Another hash, and every run that is resumed by a newer version draws other completions."""
+  assert online.seeds(0, 0, 0, 3).tolist() == [3977569025, 2705101200, 1371715701]
+  assert online.seeds(7, 2, 1, 2).tolist() == [3520393328, 269259039]
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_lay_out_by_hand(packed):
+  """A mask off by one learns the prompt's last token or loses the end of turn; a row's log-probs land on another's;
+  what lies behind a completion's length is read."""
+  ids = [[10, 11], [20, 21, 22]]
+  tokens = np.array([[12, 13, 99], [23, 99, 99]], np.int32)
+  logp = np.array([[-1.0, -2, -9], [-3, -9, -9]], np.float32)
+  out = SimpleNamespace(tokens=tokens, lengths=np.array([2, 1]), sampling_logp=logp)
+  batch, places = online.lay_out(SimpleNamespace(prompts=ids, out=out), width=7, packed=packed, multiple=2)
+  assert batch['tokens'].shape == (2, 7) and not np.isin(batch['tokens'], 99).any()
+  assert batch['mask'].sum() == 3
+  for (at, columns, segment), said, logps in zip(places, [[12, 13], [23]], [[-1, -2], [-3]]):
+    assert batch['targets'][at, columns].tolist() == said and batch['old_logp'][at, columns].tolist() == logps
+    assert (batch['segments'][at, columns] == segment).all() and (batch['mask'][at, columns] == 1).all()
+  assert len({at for at, *_ in places}) == (1 if packed else 2)
+  shown = online.spread(places, [5.0, -7.0], batch)
+  assert sorted(shown[shown != 0].tolist()) == [-7, 5, 5] and ((shown != 0) == (batch['mask'] != 0)).all()
+
+
+def test_pairs_are_the_best_and_the_worst():
+  """A prompt with one known reward, or equal ones, is learnt as a pair; a NaN is taken for the worst."""
+  r = np.float32([1, 3, 2, np.nan, 4, np.nan, np.nan, np.nan, np.nan, 5, 5, 5])
+  n = len(r)
+  tokens = np.arange(100, 100 + n, dtype=np.int32)[:, None]
+  length, logp = np.ones(n, np.int32), np.zeros((n, 1), np.float32)
+  out = Rollout(tokens, logp, logp, length, np.ones(n, bool))
+  scored = Rewards({'all': (1.0, lambda p, c, i: r)})([0] * n, [''] * n, [{}] * n)
+  got = online.Sampled([[7, 8]] * n, out, [''] * n, scored, np.isfinite(r), np.zeros(n, np.float32))
+  one = SimpleNamespace(samples=3)
+  batch, _ = rl.Pairs.lay_out(one, got, 5, multiple=8)
+  assert batch['valid'].ravel().tolist() == [1, 0, 0, 0] + [0] * 4
+  assert batch['targets'][0, :, 1].tolist() == [101, 100]
+  r[3:5] = 0, 4
+  got = got._replace(scored=scored._replace(total=r), valid=np.isfinite(r))
+  batch, _ = rl.Pairs.lay_out(one, got, 5, multiple=8)
+  assert batch['valid'].ravel().tolist() == [1, 1, 0, 0] + [0] * 4
+  assert batch['targets'][1, :, 1].tolist() == [104, 103]
+
+
+def test_stream_goes_on():
+  """Prompts depend on how many are taken at a time; an epoch leaves one out or has one twice."""
+  stream = online.Stream(online.Listed(list('abcdefg'), 'f'), asked.order(7, 3), 3, 2)
+  whole = stream.take(0, 21)
+  assert whole == [x for i in range(0, 21, 3) for x in stream.take(i, 3)]
+  assert (
+    all(sorted(whole[i : i + 7]) == list('abcdefg') for i in (0, 7, 14))
+    and len({*map(str, [whole[:7], whole[7:14]])}) == 2
+  )
+  for name, other in (('prompts', ('g', 3, 2)), ('seed', ('f', 4, 2)), ('batch', ('f', 3, 4))):
+    with pytest.raises(BadInput, match=f'  {name}: '):
+      online.Stream(online.Listed([], other[0]), None, *other[1:]).check(stream.position(0))
 
 
 def test_scale():
@@ -273,6 +368,9 @@ import math, os, signal, time
 
 def share(prompt, completion, info):
   return sum(i % 2 for i in info['ids']) / len(info['ids'])
+
+def same(prompt, completion, info):
+  return 2.0
 
 def rare(prompt, completion, info):
   return float(info['ids'][0] % 2)
@@ -490,6 +588,23 @@ def test_bad_settings_end_in_a_sentence(run, words, more):
 def test_online_dpo_refuses_what_it_would_ignore(run, how):
   """A KL that is asked for and silently nowhere (OpenRLHF#768, slime#397)."""
   run.refused('objective.beta', 'kl.placement', run=lambda workdir, **s: run('online_dpo', workdir, **s), **how)
+
+
+@pytest.mark.parametrize('how', [{'kl.placement': 'none'}, {'objective.old': 'learner'}])
+def test_the_gate_ends_a_run(run, how):
+  """The gate is not asked: read before the updates, or in the first of them."""
+  run.capsys.readouterr()
+  assert run('grpo', f'gate-{len(how)}-{list(how)[0]}', **how | {'rollout.gate': 1e-12}) == 1
+  assert 'step 1: the log-prob of a sampled token differs' in run.capsys.readouterr().err
+
+
+def test_equal_rewards_teach_nothing(run):
+  """A group whose rewards are all equal divides by 0, or still moves the parameters (trl#5640)."""
+  how = {'rewards.answer.kind': 'own_rewards:same', 'optim.warmup': 0, 'train.steps': 1}
+  assert run('grpo', 'same', **how) == 0
+  (row,) = run.logged('same')
+  assert row['same'] == 1 and row['reward'] == 2 and row['loss'] == 0 and row['grad_norm'] == 0
+  assert params(run, 'same') == params(run, 'base')
 
 
 def test_other_prompts_are_refused(run):
