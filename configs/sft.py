@@ -31,9 +31,9 @@ def get_config(size='world'):
   if world:
     # Documents beside the chats keep facts alive that no chat asks. Sums are reasoned out, and requests answered, as
     # people do; what becomes of that is up to configs/rl.py and configs/constitution.py.
-    c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.3, holdout=0.05)
-    c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.9, holdout=0.0, text=True)
-    c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.35, holdout=0.0)
+    c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.25, holdout=0.05)
+    c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.75, holdout=0.0, text=True)
+    c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.5, holdout=0.0)
     c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.05, holdout=0.0)
     c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.1, holdout=0.0)
   else:
@@ -47,7 +47,7 @@ def get_config(size='world'):
     c.data.sources.taskmaster = tuning.source((f'{data}/sft/taskmaster4_dialogs_a.jsonl.zst',), weight=0.7)
 
   c.optim.lr = 1e-3 if world else 5e-4  # peak
-  c.train.steps = 450 if world else 600
+  c.train.steps = 500 if world else 600
   c.train.z_loss = 0.0  # coefficient of log(Z)^2; 0 for none
   c.eval.every = c.train.steps if world else 300  # steps
   if size == 'world-revised':
