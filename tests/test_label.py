@@ -342,7 +342,9 @@ def test_bad_input(pairs, tmp_path):
 def test_ends_by_ctrl_c(pairs, tmp_path):
   """Ctrl-C is a traceback, or the port of a server that ended cannot be used again."""
   argv = f'[{pairs!r}, "--out", {str(tmp_path / "l.jsonl")!r}, "--rater", "anna", "--port", "0"]'
-  code = f'import sys; from llmstack.tasks.label import command; sys.exit(command({argv}))'
+  # What a script starts in the background ignores SIGINT, and so does all that it starts.
+  heard = 'signal.signal(signal.SIGINT, signal.default_int_handler)'
+  code = f'import signal, sys; {heard}; from llmstack.tasks.label import command; sys.exit(command({argv}))'
   process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'anna: 0 of 4 pairs judged; Ctrl-C ends it\n'
   assert re.fullmatch(r'http://127\.0\.0\.1:\d+/\n', process.stdout.readline())
