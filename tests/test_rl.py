@@ -297,7 +297,7 @@ def test_pairs_are_the_best_and_the_worst():
   batch, _ = rl.Pairs.lay_out(one, got, 5, multiple=8)
   assert batch['valid'].ravel().tolist() == [1, 0, 0, 0] + [0] * 4
   assert batch['targets'][0, :, 1].tolist() == [101, 100]
-  r[3:5] = 0, 4
+  r[3:5] = 2, 4  # a NaN that counts as 0 would be the worst
   got = got._replace(scored=scored._replace(total=r), valid=np.isfinite(r))
   batch, _ = rl.Pairs.lay_out(one, got, 5, multiple=8)
   assert batch['valid'].ravel().tolist() == [1, 1, 0, 0] + [0] * 4
@@ -588,6 +588,25 @@ def test_bad_settings_end_in_a_sentence(run, words, more):
 def test_online_dpo_refuses_what_it_would_ignore(run, how):
   """A KL that is asked for and silently nowhere (OpenRLHF#768, slime#397)."""
   run.refused('objective.beta', 'kl.placement', run=lambda workdir, **s: run('online_dpo', workdir, **s), **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'words,base',
+  [
+    (('another tokenizer',), {'tokenizer.vocab': 280}),
+    (('16 tokens', 'data.length = 32'), {'data.length': 16, 'model.length': 16}),
+  ],
+)
+def test_a_critic_that_cannot_read_the_policy(run, words, base):
+  """A critic with other tokens, or with a window that is shorter than the rows it is to read."""
+  name = f'critic{len(words)}'
+  files = repr((str(run.folder / 'text.txt'),))
+  how = {'data.sources.readme.files': files, 'tokenizer.vocab': 290, 'data.length': 64, 'train.steps': 1}
+  how |= {'checkpoint.init_from': None, 'eval.prompts': '()', 'optim.warmup': 0} | base
+  assert Run.__call__(run, 'configs/pretrain.py:tiny', name, **how) == 0
+  more = {'critic.kind': 'separate', 'critic.workdir': run.folder / name}
+  run.refused(*words, run=lambda workdir, **s: run('ppo', f'{workdir}-{name}', **s), **more)
 
 
 @pytest.mark.parametrize('how', [{'kl.placement': 'none'}, {'objective.old': 'learner'}])

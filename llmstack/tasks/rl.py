@@ -41,6 +41,11 @@ class Tuned(tune.Tuned):
       self.estimator = start.Trained(config.critic.workdir or config.checkpoint.init_from)
       if self.estimator.tokenizer.fingerprint != self.tokenizer.fingerprint:
         raise BadInput(f'critic.workdir = {config.critic.workdir} has another tokenizer than the policy: give another')
+      if self.estimator.cfg.length < config.data.length:
+        raise BadInput(
+          f'critic.workdir = {config.critic.workdir} is a model of {self.estimator.cfg.length} tokens, and '
+          f'data.length = {config.data.length}: lower that or give another'
+        )
     told = {'none': None, 'shared': 'shared'}
     self.record['critic'] = describe(self.estimator.cfg) if self.estimator else told[self.critic]
 
