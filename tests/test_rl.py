@@ -1,6 +1,7 @@
 """Learning from reward: one model for sampler and learner, one loss on every layout, and runs as a whole."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -330,15 +331,26 @@ def test_scale():
 
 
 @pytest.mark.parametrize(
-  'gold,alarmed',
-  [(lambda t: -0.05 * t, True), (lambda t: 0.05 * t, False), (lambda t: 0 * t, False), (lambda t: -0.0001 * t, False)],
+  'gold,agreement,fell',
+  [(-0.05, 0, 'gold'), (0.05, 0, None), (0, 0, None), (-1e-4, 0, None), (0, -0.05, 'agreement'), (0.05, -0.05, None)],
 )
-def test_alarm(gold, alarmed):
-  """The reward is exploited and nobody says so; or noise alone sounds the alarm."""
+def test_alarm(gold, agreement, fell):
+  """The reward is exploited and nobody says so; noise alone sounds the alarm; or answers that are all good do."""
   r, t = np.random.RandomState(0), np.arange(40)
-  proxy, noise = 0.05 * t + 0.1 * r.randn(40), 0.1 * r.randn(40)
-  assert online.diverging(list(proxy), list(gold(t) + noise), 20) == alarmed
-  assert not online.diverging(list(proxy[:39]), list(gold(t)[:39]), 20)
+  history = {'reward': 0.05 * t + 0.1 * r.randn(40)}
+  history |= {'gold': gold * t + 0.1 * r.randn(40), 'agreement': agreement * t + 0.1 * r.randn(40)}
+  assert online.diverging(history, 20) == fell
+  assert not online.diverging({name: x[:39] for name, x in history.items()}, 20)
+
+
+def test_agreement_by_hand():
+  """Ties of the gold reward count as agreement, a failed reward as disagreement, or pairs go across prompts."""
+  nan = np.nan
+  proxy, gold = np.float32([1, 2, 3, 5, 5, nan, 0, 0, 9]), np.float32([0, 1, 1, 1, 0, 7, 4, 4, 4])
+  # (1, 2) and (1, 3) of the first agree; of the second (5, 5) is a tie; the third has one gold reward.
+  assert online.agreement(proxy, gold, 3) == pytest.approx((1 + 1 + 0.5) / 3)
+  assert online.agreement(proxy, -gold, 3) == pytest.approx(0.5 / 3)
+  assert math.isnan(online.agreement(proxy[6:], gold[6:], 3))
 
 
 def test_gate_stops():

@@ -21,6 +21,7 @@ from llmstack.infer import decode
 from llmstack.infer.rollout import rollout
 from llmstack.losses import policy
 
+HISTORY = {'reward': [], 'gold': [], 'agreement': []}  # of the last steps, for the alarm
 SHAPES = 4  # widths, or numbers of rows, for which the update is compiled at most
 
 
@@ -151,22 +152,41 @@ class Scale:
     return [self.n, self.mean, self.m2]
 
 
-def diverging(proxy, gold, window):
-  """Returns whether the reward that is trained on has risen while the one that counts has fallen.
+def trend(x, window):
+  """Returns 1, -1 or 0: the last `window` numbers are above, below or like the `window` before them.
 
-  proxy, gold: their means at each step. The last `window` of them are compared with the `window` before: a change is
-  one of more than two standard errors.
+  A change is one of more than two standard errors. 0 where there are fewer.
   """
-  if min(len(proxy), len(gold)) < 2 * window:
-    return False
+  if len(x) < 2 * window:
+    return 0
+  a, b = np.array(x[-2 * window : -window], float), np.array(x[-window:], float)
+  error = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / window) if window > 1 else 0.0
+  change = float(b.mean() - a.mean())
+  return int(np.sign(change)) if abs(change) > 2 * error else 0
 
-  def change(x):
-    a, b = np.array(x[-2 * window : -window], float), np.array(x[-window:], float)
-    error = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / window) if window > 1 else 0.0
-    return float(b.mean() - a.mean()), error
 
-  (up, noise), (down, noise_gold) = change(proxy), change(gold)
-  return up > 2 * noise and -down > 2 * noise_gold and up > 0 > down
+def diverging(history, window):
+  """Returns what fell while the reward that is trained on rose, or None. history: {name: its number at each step}.
+
+  That is 'gold', the reward that counts; or 'agreement' with it, unless gold rose: completions that are all good are
+  hard to tell apart, and that is no harm.
+  """
+  up, gold, agreed = (trend(history[name], window) for name in ('reward', 'gold', 'agreement'))
+  if up > 0 > gold:
+    return 'gold'
+  return 'agreement' if up > 0 > agreed and gold <= 0 else None
+
+
+def agreement(proxy, gold, samples):
+  """Returns the share of pairs of completions of one prompt that proxy orders as gold does; its ties count a half.
+
+  proxy, gold: float32[P * samples]; pairs that gold does not tell apart, or of which a reward is not finite, do not
+  count. NaN where none is left.
+  """
+  i, j = np.triu_indices(samples, 1)
+  a, b = (x[:, i] - x[:, j] for x in (proxy.reshape(-1, samples), gold.reshape(-1, samples)))
+  counts = np.isfinite(a) & np.isfinite(b) & (b != 0)
+  return float(((np.sign(a * b) + 1) / 2)[counts].mean()) if counts.any() else math.nan
 
 
 class Listed(NamedTuple):
@@ -240,9 +260,10 @@ class Online:
     """Returns (step, evaluate, more) for loop.fit; what a run had learnt about its rewards goes on where it stopped."""
     self.updates, self.compiled = {(self.rows, self.width, 1): update}, compiled
     self.log, self.watch = log, watch
-    fresh = {'taken': 0, 'beta': self.config.kl.beta, 'scale': [0, 0.0, 0.0], 'history': [[], []]}
+    fresh = {'taken': 0, 'beta': self.config.kl.beta, 'scale': [0, 0.0, 0.0], 'history': HISTORY}
     had = origin.meta['online'] if origin.resumes else fresh
-    self.taken, self.beta, self.scale, self.history = had['taken'], had['beta'], Scale(had['scale']), had['history']
+    self.taken, self.beta, self.history = had['taken'], had['beta'], had['history']
+    self.scale = Scale(had['scale'])
     return self.step, self.evaluate, self.state
 
   def close(self):
@@ -251,8 +272,8 @@ class Online:
 
   def state(self):
     """Returns JSON for the checkpoint."""
-    history = [list(x) for x in self.history]
-    return {'online': {'taken': self.taken, 'beta': self.beta, 'scale': self.scale.state(), 'history': history}}
+    scale = self.scale.state()
+    return {'online': {'taken': self.taken, 'beta': self.beta, 'scale': scale, 'history': self.history}}
 
   def sample(self, params, step):
     """Returns (Sampled of config.rollout.prompts groups, groups that were sampled and left out)."""
@@ -372,26 +393,32 @@ class Online:
     groups = s.total.reshape(-1, self.config.rollout.samples)
     same = [np.unique(g[np.isfinite(g)]).size < 2 for g in groups]
     out |= {'ended': float(sampled.out.done.mean()) if len(n) else 0.0, 'same': float(np.mean(same)) if same else 0.0}
+    out |= self.agreed(s, self.config.rollout.samples)
     # -log p of what was drawn is, on average, the entropy of the distribution it was drawn from.
     tokens = int(n.sum())
     out |= {'entropy': float(-sampled.out.sampling_logp.sum() / max(tokens, 1)), 'tokens': tokens}
     return out
 
+  def agreed(self, scored, samples):
+    """Returns {'agreement': of the reward with the one that counts}, or {} where that says nothing."""
+    gold = self.config.rollout.gold
+    share = agreement(scored.total, scored.parts[gold], samples) if gold and len(scored.total) else math.nan
+    return {'agreement': share} if math.isfinite(share) else {}
+
   def watched(self, values, step):
-    """Logs an alarm where the reward rises and the one that counts falls."""
+    """Logs an alarm where the reward rises and the one that counts, or agreement with it, falls."""
     gold, window = self.config.rollout.gold, self.config.rollout.alarm
     if gold is None:
       return
-    now = values['reward'], values[f'reward/{gold}']
-    self.history = [[*before, x][-2 * window :] for before, x in zip(self.history, now)]
-    if diverging(*self.history, window):
-      why = (
-        f'the reward rose over the last {window} steps, and reward/{gold}, which counts, fell: the policy may be '
-        'exploiting its reward'
-      )
+    now = {'reward': 'reward', 'gold': f'reward/{gold}', 'agreement': 'agreement'}
+    new = {name: [values[key]] if key in values else [] for name, key in now.items()}
+    self.history = {name: [*before, *new[name]][-2 * window :] for name, before in self.history.items()}
+    if fell := diverging(self.history, window):
+      fell = f'reward/{gold}, which counts, fell' if fell == 'gold' else f'orders fewer pairs as reward/{gold} does'
+      why = f'the reward rose over the last {window} steps, and {fell}: the policy may be exploiting its reward'
       self.log.log(step + 1, 'alarm', why=why)
       self.log.progress(f'step {step + 1:>6} alarm: {why}', end=True)
-      self.history = [[], []]  # the next one is about what comes
+      self.history = HISTORY  # the next one is about what comes
 
   def evaluate(self, k, state):
     """Returns {'eval/reward': float} over held-out prompts; logs it, each part with its interval, and samples."""
@@ -424,6 +451,7 @@ class Online:
       if len(known) and np.isin(known, (0, 1)).all():
         out[f'low/{name}'], out[f'high/{name}'] = metrics.wilson(float(known.sum()), len(known))
     out |= {'length': float(n.mean()), 'ended': float(sampled.out.done.mean()), 'failed': int((~sampled.valid).sum())}
+    out |= self.agreed(s, samples)
     if samples > 1 and sampled.valid.any():
       best = np.where(sampled.valid, s.total, -np.inf).reshape(-1, samples).max(1)
       # KL(best of n || policy) is at most this, whatever the rewards (2112.00861, section 3; equal without ties).
