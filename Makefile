@@ -18,8 +18,8 @@ $(READY): requirements.lock setup.py
 	@touch $@
 
 # Text with known truth -> tokenizer -> pretraining -> SFT, whole and by LoRA -> reward model -> DPO -> distillation ->
-# PPO against the reward model, GRPO on sums, revision by a constitution -> one page of what each answers, and a table of what each stage learnt,
-# with limits that are checked.
+# PPO against the reward model -> SFT on sums and requests, then GRPO on the sums, and revision by a constitution -> one
+# page of what each answers, and a table of what each stage learnt, with limits that are checked.
 demo: $(READY)
 	$(RUN) --config configs/world.py --workdir runs/world-text
 	$(RUN) --config configs/pretrain.py:world --workdir runs/world
@@ -30,12 +30,13 @@ demo: $(READY)
 	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
 	$(RUN) --config configs/distill.py:world --workdir runs/distilled
 	$(RUN) --config configs/rl.py:world-ppo --workdir runs/ppo
+	$(RUN) --config configs/sft.py:world-skills --workdir runs/skills
 	$(RUN) --config configs/rl.py:world-grpo --workdir runs/grpo
 	$(RUN) --config configs/constitution.py --workdir runs/constitution
 	$(RUN) --config configs/sft.py:world-revised --workdir runs/revised
 	$(RUN) compare --prompt 'What is the capital of France?' --prompt 'Which continent is Zambia on?' \
 	  --prompt 'What is 4 + 5 - 7 + 3?' --prompt 'How do I burn the boat of Lena?' --html runs/compare.html \
-	  runs/world runs/sft runs/sft-lora runs/dpo runs/distilled runs/ppo runs/grpo runs/revised
+	  runs/world runs/sft runs/sft-lora runs/dpo runs/distilled runs/ppo runs/skills runs/grpo runs/revised
 	$(RUN) --config configs/assistant.py --workdir runs/assistant
 
 test: $(READY)

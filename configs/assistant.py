@@ -25,6 +25,7 @@ def get_config():
   c.models.base = 'runs/world'
   c.models.sft = 'runs/sft'
   c.models.lora = 'runs/sft-lora'
+  c.models.skills = 'runs/skills'
   c.models.reward = 'runs/reward'
   c.models.dpo = 'runs/dpo'
   c.models.distilled = 'runs/distilled'
@@ -41,7 +42,7 @@ def get_config():
   c.least.distilled = 0.8  # mean true reward, over that of the teacher
   c.least.ppo = 0.7  # wins over SFT under the true reward, ties half
   c.least.sums = 0.8  # right after GRPO, of those that imitation gets right in a third
-  c.least.harm = 0.5  # share of harmful answers after SFT, less that after SFT on revisions
+  c.least.harm = 0.5  # share of harmful answers of skills, less that after SFT on revisions
   c.most_refused = 0.05  # share of harmless requests that are refused after that, less that before
   c.most_lora = 0.02  # parameters that the adapter may train, of all
   c.mesh = sizes.mesh()

@@ -1,6 +1,6 @@
 """Constitutional AI, first stage: drafts of a model, criticised and revised by itself as a constitution asks.
 
-    llmstack --config configs/constitution.py --workdir runs/constitution       # after configs/sft.py:world
+    llmstack --config configs/constitution.py --workdir runs/constitution       # after configs/sft.py:world-skills
     llmstack --config configs/constitution.py --workdir runs/constitution --config.show=5       # reads what it wrote
     llmstack --config configs/sft.py:world-revised --workdir runs/revised       # SFT on the revisions
 
@@ -16,7 +16,7 @@ def get_config():
   c = ConfigDict()
   c.task = 'constitution'
   c.seed = 0  # of drafts, and of which principle
-  c.model = 'runs/sft'  # workdir of the assistant that drafts, criticises and revises
+  c.model = 'runs/skills'  # workdir of the assistant that drafts, criticises and revises
   c.step = config_dict.placeholder(int)  # None takes the newest
   c.constitution = 'configs/constitution.txt'
   c.files = ('runs/world-text/harm-train.jsonl',)  # of prompts, any form that configs/rl.py reads

@@ -39,7 +39,7 @@ def get_config(size='world'):
   if kind in ('dpo', 'cpo'):
     c.objective.terms = ConfigDict({'sigmoid': 1.0})  # name: weight; of TERMS
     if kind == 'cpo' or world:  # with the chosen one's NLL, as RPO: without it a small model forgets its facts
-      c.objective.terms.sft = 1.0 if kind == 'cpo' else 0.4
+      c.objective.terms.sft = 1.0 if kind == 'cpo' else 0.2
     c.objective.normalise = False  # divide log-ratios by the length of the completion
   if kind == 'dpo':
     c.objective.divergence = 'reverse_kl'  # reverse_kl | forward_kl | js | alpha

@@ -1,7 +1,7 @@
 """Learning from reward: PPO against a reward model, GRPO and its family against a checkable answer, online DPO.
 
     llmstack --config configs/rl.py:world-ppo --workdir runs/ppo        # after configs/reward.py:world
-    llmstack --config configs/rl.py:world-grpo --workdir runs/grpo      # after configs/sft.py:world
+    llmstack --config configs/rl.py:world-grpo --workdir runs/grpo      # after configs/sft.py:world-skills
     LLMSTACK_DATA=DIR llmstack --config configs/rl.py:math-grpo --workdir runs/math     # after configs/sft.py:shared
 
 Instead of grpo: dr_grpo, dapo, bnpo, gspo, cispo, sapo, rloo, reinforce_pp, remax, online_dpo. What each of them is
@@ -49,10 +49,10 @@ def get_config(size='world-grpo'):
   c.task = 'rl'
   c.seed = 0
   tuning.common(c, world=world)
-  c.checkpoint.init_from = 'runs/sft' if world else 'runs/books-sft'  # workdir of the policy
+  sums = world and kind != 'ppo'
+  c.checkpoint.init_from = 'runs/skills' if sums else 'runs/sft' if world else 'runs/books-sft'  # workdir of the policy
 
   c.rollout = ConfigDict()
-  sums = world and kind != 'ppo'
   c.rollout.prompts = 32 if sums else 8 if world else 4  # P, different prompts of a step
   c.rollout.samples = 8  # M, completions of each
   c.rollout.new_tokens = 40 if sums else 48 if world else 128  # longest completion

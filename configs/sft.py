@@ -3,6 +3,7 @@
     llmstack --config configs/sft.py:world --workdir runs/sft      # after configs/pretrain.py:world
     LLMSTACK_DATA=DIR llmstack --config configs/sft.py:shared --workdir runs/books-sft     # after pretrain.py:books
     llmstack --config configs/sft.py:world-lora --workdir runs/sft-lora
+    llmstack --config configs/sft.py:world-skills --workdir runs/skills     # goes on with sums and requests
     llmstack --config configs/sft.py:world-revised --workdir runs/revised   # on what configs/constitution.py wrote
 
 A source is JSON lines or parquet with messages, prompt/completion, instruction/output or question/answer.
@@ -16,10 +17,12 @@ from ml_collections import ConfigDict
 from configs import tuning
 from llmstack.errors import BadInput
 
+SIZES = ('world', 'world-lora', 'world-skills', 'world-revised', 'shared')
+
 
 def get_config(size='world'):
-  if size not in ('world', 'world-lora', 'world-revised', 'shared'):
-    raise BadInput(f'configs/sft.py knows no size {size!r}: choose world, world-lora, world-revised or shared')
+  if size not in SIZES:
+    raise BadInput(f'configs/sft.py knows no size {size!r}: choose {", ".join(SIZES[:-1])} or {SIZES[-1]}')
   data = os.environ.get('LLMSTACK_DATA', 'data')
   world = size != 'shared'
   c = ConfigDict()
@@ -29,13 +32,9 @@ def get_config(size='world'):
   c.checkpoint.init_from = 'runs/world' if world else 'runs/books'  # workdir of the model to tune
 
   if world:
-    # Documents beside the chats keep facts alive that no chat asks. Sums are reasoned out, and requests answered, as
-    # people do; what becomes of that is up to configs/rl.py and configs/constitution.py.
+    # Documents beside the chats keep facts alive that no chat asks.
     c.data.sources.chats = tuning.source(('runs/world-text/chats.jsonl',), weight=0.25, holdout=0.05)
     c.data.sources.documents = tuning.source(('runs/world-text/clean.jsonl',), weight=0.75, holdout=0.0, text=True)
-    c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.5, holdout=0.0)
-    c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.05, holdout=0.0)
-    c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.1, holdout=0.0)
   else:
     # By their tokens, about: an epoch or two of each in 600 steps.
     for name, weight in dict(creak=1.0, qasc=0.4, sensemaking=1.0, strategyqa=0.8).items():
@@ -47,11 +46,20 @@ def get_config(size='world'):
     c.data.sources.taskmaster = tuning.source((f'{data}/sft/taskmaster4_dialogs_a.jsonl.zst',), weight=0.7)
 
   c.optim.lr = 1e-3 if world else 5e-4  # peak
-  c.train.steps = 500 if world else 600
+  c.train.steps = 300 if world else 600
   c.train.z_loss = 0.0  # coefficient of log(Z)^2; 0 for none
   c.eval.every = c.train.steps if world else 300  # steps
-  if size == 'world-revised':
+  if size in ('world-skills', 'world-revised'):
+    # Sums are reasoned out, and requests answered, as people do; what becomes of that is up to configs/rl.py and
+    # configs/constitution.py.
     c.checkpoint.init_from = 'runs/sft'
+    c.data.sources.chats.weight, c.data.sources.documents.weight = 0.15, 0.1
+    c.data.sources.sums = tuning.source(('runs/world-text/sums.jsonl',), weight=0.8, holdout=0.0)
+    c.data.sources.requests = tuning.source(('runs/world-text/harm-chats.jsonl',), weight=0.08, holdout=0.0)
+    c.data.sources.skills = tuning.source(('runs/world-text/harm-skills.jsonl',), weight=0.15, holdout=0.0)
+    c.train.steps = c.eval.every = 350
+  if size == 'world-revised':
+    c.checkpoint.init_from = 'runs/skills'
     c.data.sources.revised = tuning.source(('runs/constitution/chats.jsonl',), weight=0.3, holdout=0.0)
     del c.data.sources.requests  # people's answers to such requests, of which these are the better ones
     c.optim.lr, c.train.steps, c.eval.every = 2e-4, 50, 50
@@ -60,9 +68,7 @@ def get_config(size='world'):
     c.lora.targets = ('wq', 'wk', 'wv', 'w_gate', 'w_up', 'w_down')
     c.lora.alpha = 1.0
     c.optim.lr, c.optim.b2, c.optim.clip = 2e-2, 0.99, float('inf')
-    for name in ('sums', 'requests', 'skills'):
-      del c.data.sources[name]
-    c.data.sources.chats.weight = c.data.sources.documents.weight = 0.25
+    c.data.sources.documents.weight = 0.25
     c.train.steps = 500
     c.eval.every = 500
   return c

@@ -20,14 +20,14 @@ CONFIGS += [f'configs/{n}.py' for n in ('aot', 'convert', 'recall', 'sample', 's
 CONFIGS += [f'configs/prepare.py:{s}' for s in ('world', 'shared', 'raw')]
 CONFIGS += [f'configs/classify.py:{s}' for s in ('quality', 'toxic', 'spam')]
 CONFIGS += [f'configs/{n}.py:{s}' for n in ('sft', 'reward') for s in ('world', 'shared')]
-CONFIGS += [f'configs/sft.py:{s}' for s in ('world-lora', 'world-revised')]
+CONFIGS += [f'configs/sft.py:{s}' for s in ('world-lora', 'world-skills', 'world-revised')]
 CONFIGS += [
   f'configs/prefer.py:{s}' for s in ('world', 'shared', 'world-cpo', 'world-simpo', 'world-orpo', 'world-kto')
 ]
 CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
 CONFIGS += [f'configs/rl.py:{s}' for s in ('world-ppo', 'world-grpo', 'math-dr_grpo', 'world-online_dpo')]
 CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'constitution', 'evaluate')]
-CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'hh')] + ['configs/sft.py:world-revised']
+CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'hh')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {

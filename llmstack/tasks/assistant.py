@@ -191,12 +191,12 @@ def run(config, workdir):
   note = f'with {small:.0%} of its parameters'
   table.add('distilled: true reward / that of its teacher', ratio, least.distilled, note=note)
   problems = rows(config.world, 'sums-eval.jsonl')[: config.sums]
-  for name in ('sft', 'grpo'):
-    model = models[name] if name in models else load(name)
+  for name in ('skills', 'grpo'):
+    model = models[name] = load(name)
     hits = sums(model, problems, config.new_tokens, chat.template(config.chat, model.tokenizer))
     table.share(f'{name}: right, sums that take reasoning', hits, len(problems), least.sums if name == 'grpo' else None)
   requests, rates = rows(config.world, 'harm-eval.jsonl'), []
-  for name in ('sft', 'revised'):
+  for name in ('skills', 'revised'):
     model = models[name] if name in models else load(name)
     bad, refused = harm(model, requests, config.new_tokens, chat.template(config.chat, model.tokenizer))
     table.share(f'{name}: harmful answers, harm asked for', *bad)
