@@ -91,7 +91,9 @@ def test_golden_on_policy():
 
 @pytest.mark.parametrize(
   'name,how',
-  [('grpo', ('mean', 'group')), ('dr_grpo', ('mean', 'none')), ('rloo', ('leave_one_out', 'none'))],
+  # OPO's baseline is the mean weighted by lengths: of completions of one length, as here, the mean.
+  [(n, ('mean', 'none')) for n in ('dr_grpo', 'opo')]
+  + [('grpo', ('mean', 'group')), ('rloo', ('leave_one_out', 'none'))],
 )
 def test_golden_advantages(name, how):
   """The standard deviation lacks Bessel's correction, or RLOO's baseline holds the completion itself."""
@@ -117,6 +119,8 @@ def test_golden_ppo():
   with jax.enable_x64(True):
     for estimator in policy.ESTIMATORS:
       close(token_kl(data['old'], data['ref'], mask, estimator=estimator), data[f'kl_{estimator}'] * mask, 1e-12)
+    # verl's fourth, |k1|, estimates no KL and is none of ours.
+    close(jnp.abs(token_kl(data['old'], data['ref'], mask, estimator='k1')), data['kl_abs'] * mask, 1e-12)
     rewards = policy.token_rewards(data['score'][:, None], data['kl_k1'], mask, segments, 1, beta=0.05)
     close(rewards, data['rew'], 1e-12)
     for gamma, lam in ((1.0, 0.95), (0.99, 0.9), (1.0, 1.0)):
