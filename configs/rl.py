@@ -73,7 +73,7 @@ def get_config(size='world-grpo'):
   c.objective.eps = 1e-4  # added to it
   c.objective.whiten = False  # advantages over all tokens of the rollout
   c.objective.scale_rewards = False  # by the running mean and spread of all rewards so far
-  c.objective.mask_truncated = False  # learn nothing from completions that the budget ended
+  c.objective.mask_truncated = False  # leave out what the budget ended, of its group's mean too (TRL: not of that)
   c.objective.epochs = 1  # passes over a rollout, in minibatches of data.batch rows
   c.objective.old = 'sampler'  # whose log-probs the ratio is against: sampler | learner (read again before the updates)
   c.objective.importance = config_dict.placeholder(float)  # bound of learner / sampler as a weight; None = no weight

@@ -56,7 +56,7 @@ def fit(
     seconds = now - window['start']
     speed = window['tokens'] / seconds
     values |= {
-      'tokens_per_step': tokens_per_step,
+      'tokens_per_step': window['tokens'] / window['steps'] if 'tokens' in values else tokens_per_step,
       'tokens_per_s': speed,
       'input_share': window['wait'] / seconds,
     }

@@ -530,6 +530,8 @@ def test_runs_and_can_be_used(run, kind, more):
   assert run(kind, where, **more) == 0
   rows = run.logged(where)
   assert len(rows) == 2 and all(np.isfinite(r['loss']) for r in rows)
+  # What the report makes seconds of, with tokens_per_s: those that were sampled, not the places of a batch.
+  assert all(r['tokens_per_step'] == r['tokens'] for r in rows)
   trained = start.Trained(str(run.folder / where))
   whole = trained.params(sharding.make_mesh(**ONE))
   assert not set(whole) & {'critic', 'value_head'}

@@ -113,7 +113,7 @@ const ONLINE = [
   [['ratio'], 'Ratio to the sampler', 'mean', { plain: true }],
   [['gate'], 'Sampler and learner', '|Δ log-prob|', {}],
   [['reward_std'], 'Spread of rewards', 'std', { plain: true, zero: true }],
-  [['agreement'], 'Agrees with what counts', 'of pairs', share],
+  [['agreement'], 'Agreement with gold', 'of pairs', share],
   [['same'], 'Groups of one reward', 'of groups', share],
   [['dropped'], 'Groups left out', 'count', { plain: true, zero: true }],
   [['failed'], 'Rewards that failed', 'completions', { plain: true, zero: true }],
