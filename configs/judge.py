@@ -1,6 +1,7 @@
 """RLAIF's first half: two completions of each prompt by a policy, compared by a judge -> preference pairs.
 
     llmstack --config configs/judge.py:world --workdir runs/judged      # after configs/reward.py:world
+    llmstack --config configs/judge.py:world-constitution --workdir runs/compared   # after configs/sft.py:world-skills
     LLMSTACK_DATA=DIR llmstack --config configs/judge.py:hh --workdir runs/books-judged    # after reward.py:shared
 
 Then configs/prefer.py or reward.py on what they write, with the judge's probabilities as labels:
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict, config_dict
 from configs import sizes
 from llmstack.errors import BadInput
 
-SIZES = ('world', 'hh')
+SIZES = ('world', 'world-constitution', 'hh')
 
 
 def judge(kind, **changes):
@@ -31,7 +32,7 @@ def judge(kind, **changes):
   c.kind = kind  # reward (a reward model) | model (a checkpoint's labels) | endpoint (OpenAI-compatible)
   c.workdir = config_dict.placeholder(str)  # of a reward model or a checkpoint
   c.batch = 32  # sequences scored or decoded together
-  c.principle = 'The better reply is more truthful, more helpful and less harmful.'
+  c.principle = 'The better reply is more truthful, more helpful and less harmful.'  # of all pairs
   c.template = config_dict.placeholder(str)  # file of text with {prompt}, {first} and {second}; None = the one built in
   c.labels = ('1', '2')  # what the judge calls the first reply and the second
   c.floor = 0.0  # least probability of either label, in both orders, that is a verdict
@@ -57,7 +58,7 @@ def prompts(files, *, instruction=''):
 def get_config(size='world'):
   if size not in SIZES:
     raise BadInput(f'configs/judge.py knows no size {size!r}: choose one of {", ".join(SIZES)}')
-  world, data = size == 'world', os.environ.get('LLMSTACK_DATA', 'data')
+  world, data = size != 'hh', os.environ.get('LLMSTACK_DATA', 'data')
   c = ConfigDict()
   c.task = 'judge'
   c.seed = 0  # of which prompts, and of what the policy says
@@ -77,6 +78,11 @@ def get_config(size='world'):
     c.data.sources.questions = prompts(('runs/world-text/questions.jsonl',))
   else:
     c.data.sources.harmless = prompts((f'{data}/prefs/hh_harmless_base_a.jsonl.gz',))
+  c.constitution = config_dict.placeholder(str)  # file; a comparison: line of it, drawn per pair, is then the principle
   c.judge = judge('reward', workdir='runs/reward' if world else 'runs/books-reward')
+  if size == 'world-constitution':
+    c.policy, c.constitution = 'runs/skills', 'configs/constitution.txt'
+    c.data.sources = ConfigDict({'requests': prompts(('runs/world-text/harm-train.jsonl',))})
+    c.judge = judge('model', workdir='runs/skills', template='configs/comparison.txt', floor=0.5, batch=128)
   c.mesh = sizes.mesh()
   return c

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import constitution as configured
 from llmstack.align import constitution
+from llmstack.align import judge as judging
 from llmstack.align.constitution import Principle, critique_prompt, drawn, parse, revision_prompt
 from llmstack.data import tokenizer, world_harm
 from llmstack.data.prompts import Prompt
@@ -47,6 +48,7 @@ def test_constitution_by_hand():
     ('# only a comment\n\n', 'a.txt has no principles'),
     ('critique: Is it kind?', 'a.txt, line 2: the principle that ends here has no revision'),
     ('critique:\nrevision: Again.', 'has no critique'),
+    ('critique: A?\nrevision: B.\ncomparison:', 'line 4: the principle that ends here has no comparison'),
     ('critique: A?\ncritique: B?', 'line 2 has a second critique'),
     ('Be kind.', "line 1 is 'Be kind.'"),
     ('  critic: A?', "line 1 is 'critic: A?'"),
@@ -88,6 +90,14 @@ def test_the_demo_exercises_what_it_asks():
   assert C.critique == world_harm.CRITIQUE and C.revision == world_harm.REVISION
   assert {p.critique for p in principles} == set(world_harm.CRITIQUES)
   assert {p.revision for p in principles} == set(world_harm.REVISIONS)
+  assert {p.comparison for p in principles} - {''} == set(world_harm.COMPARISONS)
+  # What a judge is asked, whole: the template of configs/judge.py:world-constitution, and the question behind it.
+  with open('configs/comparison.txt') as f:
+    text = f.read().removesuffix('\n')
+  said = text.format(principle='{ask}', prompt='User: {request}', one=1, two=2, first='{first}', second='{second}')
+  assert f'{said}\n\n{judging.WHICH.format(one=1, two=2)}' == world_harm.COMPARISON.format(
+    **{k: f'{{{k}}}' for k in ('ask', 'request', 'first', 'second')}, which=world_harm.WHICH
+  )
 
 
 def script(by_text):

@@ -27,7 +27,7 @@ CONFIGS += [
 CONFIGS += [f'configs/distill.py:{s}' for s in ('world', 'on_policy')]
 CONFIGS += [f'configs/rl.py:{s}' for s in ('world-ppo', 'world-grpo', 'math-dr_grpo', 'world-online_dpo')]
 CONFIGS += [f'configs/{n}.py' for n in ('assistant', 'constitution', 'evaluate')]
-CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'hh')]
+CONFIGS += [f'configs/judge.py:{s}' for s in ('world', 'world-constitution', 'hh')]
 
 # A room may import the rooms to its right; everybody may import errors and shapes.
 ALLOWED = {

@@ -366,6 +366,35 @@ def test_pairs_that_the_trainer_reads(saved, here, tmp_path, capsys):
   assert told['decided'] == 6 and told['position_bias'] == pytest.approx(0, abs=1e-7)
 
 
+def test_a_constitution_compares(saved, here, tmp_path, capsys):
+  """All pairs are compared by one principle, a row names another than was asked, or one that compares nothing is drawn;
+  or a reward model is believed to follow principles."""
+  (tmp_path / 'rules.txt').write_text(
+    'critique: A?\nrevision: B.\ncomparison: The better reply is short.\n\ncritique: C?\nrevision: D.\n\n'
+    'critique: E?\nrevision: F.\ncomparison: The better reply is kind.'
+  )
+  c = config(saved, tmp_path, kind='model', workdir=str(saved / 'lm'), batch=4)
+  with c.unlocked():
+    c.constitution = str(tmp_path / 'rules.txt')
+  task.run(c, str(tmp_path / 'out'))
+  rows = [json.loads(line) for line in (tmp_path / 'out/pairs.jsonl').read_text().split('\n') if line]
+  assert {row['principle'] for row in rows} == {'The better reply is short.', 'The better reply is kind.'}
+  a, b, rules, prompts = zip(*((r['chosen'], r['rejected'], r['principle'], r['prompt']) for r in rows))
+  judge = judges.Local(str(saved / 'lm'), here, batch=4)
+  want = asking.pairwise(judge, prompts, a, b, principle=rules)
+  np.testing.assert_allclose([row['label'] for row in rows], want.p, atol=1e-5)
+  assert np.abs(want.p - asking.pairwise(judge, prompts, a, b, principle=rules[::-1]).p).max() > 1e-4
+  with c.unlocked():
+    c.judge.kind = 'reward'
+  with pytest.raises(BadInput, match='a reward model reads no principles'):
+    task.run(c, str(tmp_path / 'out'))
+  (tmp_path / 'rules.txt').write_text('critique: A?\nrevision: B.')
+  with c.unlocked():
+    c.judge.kind = 'model'
+  with pytest.raises(BadInput, match='rules.txt compares nothing'):
+    task.run(c, str(tmp_path / 'out'))
+
+
 def test_people_who_compared_already(saved, here, tmp_path, capsys):
   """People's choice always stands first, so that a judge that likes the first place agrees with them."""
   pairs = [{'prompt': f'q{i}', 'chosen': f'cat {i}', 'rejected': f'dog {i}'} for i in range(40)]

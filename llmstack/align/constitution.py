@@ -3,13 +3,14 @@
     # what we ask of every reply
     critique: Does the answer help to do something bad?
     revision: Write a better answer.
+    comparison: The better reply is less bad for other people.
 
     critique: Could someone be hurt by what the answer says?
     revision: Write the answer again,
       so that nobody is hurt.
 
-Source: Constitutional AI, 2212.08073, section 3.1: critique and revision by a principle drawn at random, repeated. The
-paper's few-shot examples are left to the templates.
+Source: Constitutional AI, 2212.08073: critique and revision by a principle drawn at random, repeated (section 3.1), and
+comparison of two replies by another (section 4.1). The paper's few-shot examples are left to the templates.
 """
 
 import hashlib
@@ -18,22 +19,24 @@ from typing import NamedTuple
 
 from llmstack.errors import BadInput
 
-FIELDS = ('critique', 'revision')
+FIELDS = ('critique', 'revision', 'comparison')
 _KEY = re.compile(r'(\w+)\s*:\s*(.*)')
 
 
 class Principle(NamedTuple):
-  """What a reply is asked: for a critique of it, and for a revision after that."""
+  """What is asked of a reply: a critique, and after that a revision; and what makes one of two replies the better."""
 
   critique: str
   revision: str
+  comparison: str = ''
 
 
 def parse(text, path):
   """Returns [Principle] of a constitution, at least one.
 
-  Principles are separated by blank lines. Each has the fields critique and revision, in either order; a line that is
-  indented goes on with the field above it. Lines that begin with # are comments, and separate nothing.
+  Principles are separated by blank lines. Each has the fields critique and revision, and may have comparison, in any
+  order; a line that is indented goes on with the field above it. Lines that begin with # are comments, and separate
+  nothing.
 
   path: names the file in the sentence. Raises: BadInput, with the line.
   """
@@ -51,7 +54,9 @@ def parse(text, path):
     else:
       match = _KEY.fullmatch(bare)
       if match is None or match[1] not in FIELDS:
-        raise BadInput(f'{where} is {bare!r:.80}: begin it with critique: or revision:, or indent it to go on')
+        raise BadInput(
+          f'{where} is {bare!r:.80}: begin it with {", ".join(f"{f}:" for f in FIELDS)}, or indent it to go on'
+        )
       last = match[1]
       if last in now:
         raise BadInput(f'{where} has a second {last}: leave a blank line between principles')
@@ -62,10 +67,19 @@ def parse(text, path):
 
 
 def _principle(fields, where):
-  for field in FIELDS:
+  for field in ('critique', 'revision', *fields):
     if not fields.get(field):
       raise BadInput(f'{where}: the principle that ends here has no {field}: write a line {field}: ...')
   return Principle(**fields)
+
+
+def load(path):
+  """Returns [Principle] of a file. Raises: BadInput where there is none, or no text in it, or as parse does."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      return parse(f.read(), path)
+  except (OSError, UnicodeDecodeError) as e:
+    raise BadInput(f'constitution = {path} cannot be read ({e}): give one, such as configs/constitution.txt') from None
 
 
 def check_template(text, name, fields):

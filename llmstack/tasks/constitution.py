@@ -167,11 +167,7 @@ def run(config, workdir):
     raise BadInput(f'rounds = {config.rounds}: at most {STAGES // 2 - 1}')
   constitution.check_template(config.critique, 'critique', ('request', 'draft', 'ask'))
   constitution.check_template(config.revision, 'revision', ('request', 'draft', 'critique', 'ask'))
-  if not os.path.isfile(config.constitution):
-    raise BadInput(f'constitution = {config.constitution} is no file: give one, such as configs/constitution.txt')
-  with open(config.constitution) as f:
-    text = f.read()
-  principles = constitution.parse(text, config.constitution)
+  principles = constitution.load(config.constitution)
   model = Model.of(config.model, config.step, sharding.make_mesh(**config.mesh), config.batch)
   if model.template is None:
     raise BadInput(f'model: {config.model} has no chat template: tune it with configs/sft.py first')
@@ -180,7 +176,8 @@ def run(config, workdir):
   files = (config.files,) if isinstance(config.files, str) else tuple(config.files)
   source = sources.Source(files, on_error=config.on_error)
   asked = prompts.prompts(source, template, limit=model.cfg.length - config.new_tokens, counts=left)
-  rules = hashlib.sha256(text.encode()).hexdigest()  # what it says, not where it lies
+  rules = json.dumps([(p.critique, p.revision) for p in principles])  # what it says, not where it lies
+  rules = hashlib.sha256(rules.encode()).hexdigest()
   settled(config, workdir, step=model.step, constitution=rules, files=prompts.fingerprint(asked))
 
   def next_(conversations, seeds, second):

@@ -6,8 +6,9 @@ With replies = 'file' the replies are those that people have compared already, a
     WORKDIR/undecided.jsonl  {"prompt", "a", "b", "mass"}, pairs without a verdict, to be looked at
     WORKDIR/judge.json       what is printed
 
-and beside these the fields of the prompt's record. label: P(chosen is better), the mean over both orders. first,
-second: the same with chosen shown first, and second. mass: the probability of either label, in both orders.
+and beside these the fields of the prompt's record, and with a constitution the `principle` of the pair.
+label: P(chosen is better), the mean over both orders. first, second: the same with chosen shown first, and second.
+mass: the probability of either label, in both orders.
 """
 
 import collections
@@ -17,6 +18,7 @@ import os
 import numpy as np
 
 from llmstack import errors, metrics, sharding
+from llmstack.align import constitution
 from llmstack.align.judge import Verdicts
 from llmstack.data import chat, records, sources
 from llmstack.data import prompts as asked
@@ -78,12 +80,28 @@ def completions(config, mesh):
   return prompts, list(zip(texts[::2], texts[1::2]))
 
 
-def judged(compare, prompts, texts, group):
-  """Returns Verdicts on all pairs of texts, `group` at a time."""
+def ruled(config):
+  """Returns one principle per pair, or None: pair number -> what makes a reply the better one, drawn from a file.
+
+  Source: Constitutional AI, 2212.08073, section 4.1.
+  """
+  if config.constitution is None:
+    return None
+  if config.judge.kind == 'reward':
+    raise BadInput('constitution: a reward model reads no principles, so choose judge.kind = model or endpoint')
+  rules = [p.comparison for p in constitution.load(config.constitution) if p.comparison]
+  if not rules:
+    raise BadInput(f'{config.constitution} compares nothing: give at least one principle a line comparison: ...')
+  return lambda row: rules[constitution.drawn(rules, config.seed, row, 0)]
+
+
+def judged(compare, prompts, texts, group, principles=None):
+  """Returns Verdicts on all pairs of texts, `group` at a time. principles: one per pair, or None."""
   found = []
   for i in range(0, len(texts), group):
     a, b = zip(*texts[i : i + group])
-    found.append(compare([p.messages for p in prompts[i : i + group]], list(a), list(b)))
+    rules = principles and principles[i : i + group]
+    found.append(compare([p.messages for p in prompts[i : i + group]], list(a), list(b), rules))
     start.say(f'{min(i + group, len(texts)):,} of {len(texts):,} pairs judged')
   return Verdicts(*map(np.concatenate, zip(*found)))
 
@@ -131,7 +149,7 @@ def run(config, workdir):
   if config.replies not in ('policy', 'file'):
     raise BadInput(f"replies = {config.replies!r}: choose 'policy' or 'file'")
   truth = None if config.truth is None or config.replies == 'file' else rewarded.world(config.truth)
-  mesh = sharding.make_mesh(**config.mesh)
+  rule, mesh = ruled(config), sharding.make_mesh(**config.mesh)
   compare, failures = judges.comparer(config.judge, mesh)
   prompts, texts, *worth = compared(config) if config.replies == 'file' else completions(config, mesh)
   told_apart = [i for i, (x, y) in enumerate(texts) if x.strip() != y.strip() and x.strip() and y.strip()]
@@ -145,17 +163,19 @@ def run(config, workdir):
   )
   if truth is not None:
     messages, info = [p.messages for p in prompts], [p.info for p in prompts]
-    if any('fact' not in i for i in info):
-      raise BadInput(f'truth = {config.truth}, and a prompt has no field fact: set it to None, or ask its questions')
+    if any('fact' not in i and 'harmful' not in i for i in info):
+      raise BadInput(f'truth = {config.truth}, and a prompt has no field fact or harmful: set it to None, or ask those')
     worth = [np.array([truth(messages, list(side), info) for side in zip(*texts)], np.float64).T]
-  verdicts = judged(compare, prompts, texts, config.group)
+  principles = rule and [rule(row) for row in range(len(texts))]
+  verdicts = judged(compare, prompts, texts, config.group, principles)
   found = {'prompts': of, 'same_or_empty': of - len(texts), 'failures': dict(+failures)} | verdicts.summary()
   if worth:
     found['truth'] = agreement(verdicts, *worth)
   rows = {'pairs': [], 'undecided': []}
-  for prompt, (a, b), p, orders, mass in zip(prompts, texts, *verdicts):
+  for i, (prompt, (a, b), p, orders, mass) in enumerate(zip(prompts, texts, *verdicts)):
     row = {k: v for k, v in prompt.info.items() if k not in MARGINS}
     row |= {'prompt': prompt.messages, 'mass': [None if np.isnan(m) else float(m) for m in mass]}
+    row |= {'principle': principles[i]} if principles else {}
     if np.isnan(p):
       rows['undecided'].append(row | {'a': a, 'b': b})
       continue

@@ -256,20 +256,28 @@ def speaker(c, mesh):
 
 
 def comparer(c, mesh):
-  """Returns (compare(prompts, a, b) -> Verdicts, Counter of failures) of config.judge."""
+  """Returns (compare(prompts, a, b, principles) -> Verdicts, Counter of failures) of config.judge.
+
+  principles: one per pair, or None for c.principle. A reward model reads none.
+  """
   if c.kind == 'reward':
     failed = collections.Counter()
-    return rewarding(Scorer(c.workdir, mesh, c.batch), failed), failed
+    by_score = rewarding(Scorer(c.workdir, mesh, c.batch), failed)
+    return lambda prompts, a, b, principles: by_score(prompts, a, b), failed
   judge, text = speaker(c, mesh), asking.PAIR
   if c.template is not None:
     try:
       with open(c.template) as f:
-        text = f.read()
+        text = f.read().removesuffix('\n')
     except (OSError, UnicodeDecodeError) as e:
       raise BadInput(f'judge.template = {c.template} cannot be read: {e}') from None
-  how = dict(template_text=text, principle=c.principle, labels=tuple(c.labels), floor=c.floor, thinking=c.thinking)
+  how = dict(template_text=text, labels=tuple(c.labels), floor=c.floor, thinking=c.thinking)
   asking.pairwise(judge, [], [], [], **how)  # whether labels and template will do, before anything is sampled
-  return lambda prompts, a, b: asking.pairwise(judge, prompts, a, b, **how), judge.failed
+
+  def compare(prompts, a, b, principles):
+    return asking.pairwise(judge, prompts, a, b, principle=c.principle if principles is None else principles, **how)
+
+  return compare, judge.failed
 
 
 def reward(mesh, judge, form='scalar', principle=asking.PRINCIPLE, questions=None, labels=None, floor=0.0):

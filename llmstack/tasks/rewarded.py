@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 
-from llmstack.data import world_chat
+from llmstack.data import world_chat, world_harm
 from llmstack.errors import BadInput
 from llmstack.rewards import Rewards, answers, row, shaping
 from llmstack.rewards.workers import Workers
@@ -16,8 +16,9 @@ OWN = ('kind', 'weight')
 
 
 def world(folder):
-  """Returns the reward that the embedded world's people give an answer to a question of theirs, info['fact'].
+  """Returns the reward that the embedded world's people give an answer to a question of theirs.
 
+  info: its 'fact'; or, of a request, whether it is 'harmful': then 1 for no help with harm, else 1 for help.
   folder: where configs/world.py wrote. Raises: BadInput where it is not there.
   """
   path = os.path.join(folder, 'manifest.json')
@@ -25,7 +26,14 @@ def world(folder):
     raise BadInput(f'{path} does not exist: make the world with --config configs/world.py')
   with open(path) as f:
     seed = json.load(f)['seed']
-  return row(lambda prompt, completion, info: world_chat.reward(world_chat.find(seed, info['fact']), completion))
+
+  def reward(prompt, completion, info):
+    if 'fact' in info:
+      return world_chat.reward(world_chat.find(seed, info['fact']), completion)
+    asked = prompt[-1]['content']
+    return float(world_harm.harmless(completion) if info['harmful'] else world_harm.complies(asked, completion))
+
+  return row(reward)
 
 
 def code(size=2, seconds=10.0, memory_mb=512, share=False):
