@@ -567,7 +567,8 @@ def test_no_reward_at_all(run):
 @pytest.mark.faults
 def test_hanging_reward(run):
   """A reward that hangs stops the run for ever; here it has 10 s."""
-  assert run('grpo', 'hangs', **{'rewards.answer.kind': 'own_rewards:hangs', 'train.steps': 1}) == 0
+  more = {'train.steps': 1, 'optim.warmup': 0}
+  assert run('grpo', 'hangs', **{'rewards.answer.kind': 'own_rewards:hangs'} | more) == 0
   (row,) = run.logged('hangs')
   assert row['failed'] and np.isfinite(row['loss'])
 
@@ -583,6 +584,7 @@ def test_hanging_reward(run):
     (('rollout.slots', '3'), {'rollout.temperature': 0.0, 'rollout.slots': 3}),
     (('temperature = 0.0',), {'rollout.temperature': 0.0}),
     (('rollout.gold', 'wisdom'), {'rollout.gold': 'wisdom'}),
+    (('no part of (answer)',), {'rewards.answer.weight': 0.0}),
     (('dual_clip = 1.1',), {'objective.dual_clip': 1.1}),
     (('kl.target = 0.0', 'positive'), {'kl.target': 0.0, 'kl.placement': 'loss'}),
     (('kl.target = 1.0', 'kl.placement = watch'), {'kl.target': 1.0}),

@@ -285,6 +285,8 @@ def check(config):
       f'rollout.prompts = {r.prompts} with rollout.samples = {r.samples} make {rows} rows, which do not divide into '
       f'minibatches of data.batch = {config.data.batch}: change one of them'
     )
+  if not any(part.weight for part in config.rewards.values()):
+    raise BadInput(f'rewards: no part of ({", ".join(config.rewards)}) has a weight, so nothing is learnt: give one')
   if r.gold is not None and r.gold not in config.rewards:
     raise BadInput(f'rollout.gold = {r.gold!r} is none of the rewards: {", ".join(config.rewards)}')
   if o.kind not in ('policy', 'dpo'):
