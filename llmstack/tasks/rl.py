@@ -279,6 +279,11 @@ def check(config):
   at_least(config, 2, 'rollout.alarm')
   if not r.temperature > 0:
     raise BadInput(f'rollout.temperature = {r.temperature} must be above 0: a greedy policy has nothing to compare')
+  if config.model.dropout or config.lora.dropout:
+    raise BadInput(
+      f'model.dropout = {config.model.dropout} and lora.dropout = {config.lora.dropout}: the sampler has none, so that '
+      'no ratio would be 1 (trl#744); set both to 0'
+    )
   rows = r.prompts if o.kind == 'dpo' else r.prompts * r.samples
   if rows % config.data.batch:
     raise BadInput(
