@@ -14,7 +14,8 @@ from llmstack.losses import policy
 from llmstack.losses.policy import aggregate, clipped_policy, clipped_value, gae, group_advantages, token_kl
 
 PPO = dict(ratio='token', surrogate='clip', clip_low=0.2, clip_high=0.2, dual_clip=None, how='token')
-# What each algorithm of the golden files is made of.
+# What each algorithm of the golden files is made of. Of the files `adv_opo` (which at equal lengths is Dr. GRPO's) and
+# `kl_abs` are not read: no loss here has a baseline weighed by lengths, or |d| as an estimate of the KL.
 GOLDEN = {
   'grpo': {'how': 'sequence'},
   'verl_seq-mean-token-mean': {'how': 'sequence'},
@@ -60,7 +61,8 @@ def value(logp, data, advantages, mask, segments, n, *, kl=None, **how):
 
 @pytest.mark.parametrize('name', GOLDEN)
 def test_golden_objectives(name):
-  """GRPO's normalisations are mistaken for each other (trl#2995, verl#593, verl#2776), or a clip is one-sided."""
+  """GRPO's normalisations are mistaken for each other (trl#2995, verl#593, verl#2776, understand-r1-zero#11,
+  open-instruct#636), a sum is not divided by the batch (trl PR#3138), or a clip is one-sided."""
   data = golden('grpo')
   with jax.enable_x64(True):
     advantages = np.broadcast_to(data['adv'][:, None], data['mask'].shape)
@@ -73,7 +75,8 @@ def test_golden_objectives(name):
 
 
 def test_golden_on_policy():
-  """On-policy the value is what the advantages average to: a loss of 0 is no bug, a gradient of 0 is (trl#2703)."""
+  """On-policy the value is what the advantages average to: a loss of 0 is no bug, a gradient of 0 is (trl#2703,
+  open-r1#239)."""
   data = golden('grpo')
   with jax.enable_x64(True):
     advantages = np.broadcast_to(data['adv'][:, None], data['mask'].shape)
@@ -173,8 +176,8 @@ def totals(d, name):
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_additive_immune_and_independent_of_padding(name):
-  """A mean of microbatches' means (trl#3021, verl#7200, ms-swift#10117), mask * NaN (OpenRLHF PR#1240), or a divisor
-  that is this batch's padded width (verl#3741, trl PR#3138)."""
+  """A mean of microbatches' means (trl#3021, #5619, verl#7200, #7321, ms-swift#10117), mask * NaN (OpenRLHF PR#1240),
+  or a divisor that is this batch's padded width (verl#3741, PR#5366, trl PR#3138)."""
   with jax.enable_x64(True):
     d = {k: jnp.asarray(v) for k, v in ragged().items()}
     whole = totals(d, name)
@@ -247,7 +250,8 @@ def test_gae_carries_over_gaps():
 
 
 def test_reward_lies_on_the_last_sampled_token():
-  """The reward lies on the padding behind the EOS, or on the row's last column (trl#3750, trl PR#5338, #1893)."""
+  """The reward lies on the padding behind the EOS, or on the row's last column (trl#3750, trl PR#5338, #1893); or it is
+  an integer, as in tunix 0.1.7 (no thread)."""
   mask = jnp.array([[0.0, 1, 1, 0, 1, 1, 0, 0]])
   segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]])
   got = policy.token_rewards(jnp.array([[3.0, 5.0]]), None, mask, segments, 2, beta=0)
@@ -258,7 +262,7 @@ def test_reward_lies_on_the_last_sampled_token():
 
 
 def test_failed_rewards_stay_alone():
-  """One NaN reward makes its group's mean NaN, and with it every advantage (trl PR#5598, #5640, #5775)."""
+  """One NaN reward makes its group's mean NaN, and with it every advantage (trl PR#5598, #5640, #5775, #7068)."""
   rewards, valid = jnp.array([[1.0, 0, jnp.nan, 0], [2, 2, 2, jnp.inf]]), jnp.array([[1.0, 1, 0, 1], [1, 1, 1, 0]])
   for baseline in ('mean', 'leave_one_out', 'none'):
     for scale in policy.SCALES:
@@ -304,7 +308,8 @@ def test_wild_ratios_stay_finite():
 
 
 def test_truncated_weights():
-  """Weights of whole completions explode with length (trl#4772): bounded, or gone. Hand-worked: ratios 2 and 1/2, 4."""
+  """Weights of whole completions explode with length (trl#4772, PR#4530, PR#5815, verl PR#2953): bounded, or gone.
+  Hand-worked: ratios 2 and 1/2, 4."""
   logp, old = jnp.log(jnp.array([[0.4, 0.2, 0.8, 0.8]])), jnp.log(jnp.array([[0.2, 0.4, 0.4, 0.4]]))
   mask, segments = jnp.ones((1, 4)), jnp.array([[1, 1, 2, 2]])
   of = lambda **how: policy.truncated_weights(logp, old, mask, segments, 2, cap=3.0, **how)[0]  # noqa: E731
@@ -333,7 +338,8 @@ def test_adaptive_coefficient():
   ],
 )
 def test_bad_arguments_end_in_a_sentence(call, word):
-  """A combination that cannot work is taken in silence: k1 in the loss is the default elsewhere (open-instruct#534)."""
+  """A combination that cannot work is taken in silence: k1 in the loss is tunix's default (open-instruct#534, PR#535,
+  trl#3025)."""
   with pytest.raises(BadInput, match=word):
     call()
 

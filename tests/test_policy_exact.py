@@ -148,8 +148,9 @@ def local_kl(w, table, of):
 )
 @pytest.mark.parametrize('longest', [1, LONGEST])
 def test_gradient_of_a_kl_in_the_loss(estimator, gradient, of, longest):
-  """An estimator of the KL is taken for its gradient (open-instruct#534, trl#4967, NeMo-RL PR#2506): k3 differentiated
-  is the forward KL's. Of one token the gradient is exact; of more, each token's given how it came there."""
+  """An estimator of the KL is taken for its gradient (open-instruct#534, trl#4967, PR#4638, PR#6503, NeMo-RL PR#2506):
+  k3 differentiated is the forward KL's. Of one token the gradient is exact; of more, each token's given how it came
+  there."""
   w = World(longest)
   chance = w.chance(w.now)[:, None]
 
@@ -165,7 +166,8 @@ def test_gradient_of_a_kl_in_the_loss(estimator, gradient, of, longest):
 
 
 def test_k1_in_the_loss_is_nothing(world):
-  """A penalty that prints a KL and has no gradient: the default of two libraries. It is refused (test_policy.py)."""
+  """A penalty that prints a KL and has no gradient: the default of two libraries (open-instruct#534, trl#3025). It is
+  refused (test_policy.py)."""
   w = world
   each = lambda t: token_kl(w.logp(t), w.logp(w.ref), w.mask, estimator='k1')  # noqa: E731
   grad = jax.grad(lambda t: jnp.sum(w.chance(w.now)[:, None] * each(t)))(w.now)
@@ -202,8 +204,8 @@ def test_surrogates_agree_on_policy(world):
 
 def test_length_is_not_rewarded():
   """A mean per completion makes right answers short and wrong ones long, whatever they say: it moves the chance to
-  stop (2503.20783, section 3.1). A constant divisor does not. Here all answers of a kind are worth the same, so that
-  nothing but the normalisation can move it."""
+  stop (2503.20783, section 3.1; understand-r1-zero#11). A constant divisor does not. Here all answers of a kind are
+  worth the same, so that nothing but the normalisation can move it."""
   w = World()
   first = w.tokens[:, 0]
   w.reward = jnp.asarray(np.where(first == 1, 1.0, -1.0))  # decided by the first token, before any length

@@ -242,7 +242,8 @@ def test_mathematics():
 
 
 def test_overlong():
-  """tunix's penalty counts characters and has no lower bound: a runaway of 10 windows outweighs every other reward."""
+  """tunix's penalty counts characters and has no lower bound (no thread; read in its source): a runaway of 10 windows
+  outweighs every other reward."""
   reward = shaping.overlong(limit=100, buffer=20)
   for tokens, wanted in [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (101, -1), (1000, -1)]:
     assert one(reward, 'x' * 999, tokens=tokens) == np.float32(wanted), tokens
