@@ -232,6 +232,7 @@ def test_failed_rewards_teach_nothing_and_truncation_may():
     _, batch = made('grpo', got, Bare(cfg), weights(cfg), {}, packed=False,
                     **{'objective.mask_truncated': mask, 'kl.placement': 'none'})  # fmt: skip
     assert np.isfinite(batch['advantages']).all()
+    assert not batch['advantages'][4].any()  # the other of its group failed: it is its group's mean, and not half of it
     assert ((batch['mask'].sum(1) > 0) == kept).all() and batch['valid'].sum() == kept.sum()
   for i, (n, done) in enumerate(zip(got.out.lengths, got.out.done)):
     assert (got.out.tokens[i, n - 1] == 3) == done
