@@ -636,7 +636,7 @@ def test_a_critic_stays_behind(run, critic):
   """`llmstack` samples from, tunes and compares with what PPO left, through whole runs."""
   where = f'ppo-{critic}-behind'
   assert run('ppo', where, **{'critic.kind': critic}) == 0
-  tuning, how = Run(run.folder), {'checkpoint.init_from': run.folder / where, 'train.steps': 1}
+  tuning, how = Run(run.folder), {'checkpoint.init_from': run.folder / where, 'train.steps': 1, 'optim.warmup': 0}
   said = [{'role': 'user', 'content': 'cat?'}, {'role': 'assistant', 'content': 'the mat'}]
   write(run.folder / 'chats.jsonl', [{'messages': [said[0] | {'content': f'cat {i}?'}, said[1]]} for i in range(16)])
   write(run.folder / 'text.jsonl', [{'text': f'the cat sat on {i}'} for i in range(16)])
@@ -682,8 +682,8 @@ def test_no_reward_at_all(run):
 @pytest.mark.faults
 def test_hanging_reward(run):
   """A reward that hangs stops the run for ever; here it has 10 s."""
-  more = {'train.steps': 1, 'optim.warmup': 0}
-  assert run('grpo', 'hangs', **{'rewards.answer.kind': 'own_rewards:hangs'} | more) == 0
+  how = {'rewards.answer.kind': 'own_rewards:hangs', 'train.steps': 1, 'optim.warmup': 0}
+  assert run('grpo', 'hangs', **how) == 0
   (row,) = run.logged('hangs')
   assert row['failed'] and np.isfinite(row['loss'])
 

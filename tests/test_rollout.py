@@ -106,6 +106,7 @@ def test_the_end_of_a_row():
   prompts, seeds = [[1, 2, 3], [1, 2, 3], [1] * 16], np.arange(3)
   free = run(CFG, params, prompts, seeds, stops=np.full((2, 2), 2**30), **how)
   assert free.lengths.tolist() == [96, 96, 108 - 16] and not free.done.any() and free.logp[:, :92].all()
+  assert free.tokens.max() < VOCAB  # no stop was put in place of what was drawn last
   first = int(free.tokens[1, 0])
   out = run(CFG, params, prompts, seeds, stops=np.array([[-1, first]] * 2), pad=40, **how)
   assert out.lengths[1] == 1 and out.done[1] and out.tokens[1].tolist() == [first] + [40] * 95
