@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -337,13 +338,13 @@ def test_a_resumed_adapter_is_never_stopped(run, how):
   """The reference, the base or the data position is not the same after a resume."""
   name = '-'.join(['resume', *map(str, how.values())])
   assert run.pairs(f'{name}-whole', **how, **{'train.steps': 4}) == 0
-  assert run.pairs(f'{name}-parts', **how, **{'train.steps': 4, 'checkpoint.every': 2}) == 0
+  settings = {'train.steps': 4, 'checkpoint.every': 2, 'checkpoint.keep': 2}
+  assert run.pairs(f'{name}-parts', **how, **settings) == 0
   parts = run.folder / f'{name}-parts'
-  import shutil
-
-  shutil.rmtree(parts / 'checkpoints/4')
-  if (parts / 'checkpoints/2').exists():
-    assert run.pairs(f'{name}-parts', **how, **{'train.steps': 4, 'checkpoint.every': 2}) == 0
+  shutil.rmtree(parts / 'checkpoints/4')  # as if it had been killed on the way there
+  assert (parts / 'checkpoints/2').exists()
+  assert run.pairs(f'{name}-parts', **how, **settings) == 0
+  assert sum('first_step_s' in r for r in metrics.read(parts)) == 2  # it went on
   digests = []
   for folder in (run.folder / f'{name}-whole', parts):
     rows = [r for r in metrics.read(folder) if r['kind'] == 'train' and r['step'] == 4]
@@ -444,7 +445,6 @@ def test_an_adapter_stays_with_its_base(run):
   """An adapter is resumed on, or merged into, another base than it was trained on; or DPO goes on against another."""
   f = run.folder
   assert run.chats('ad-sft') == 0 and run.chats('ad-other', **{'optim.lr': 1e-3}) == 0
-  import shutil
 
   shutil.copytree(f / 'ad-sft', f / 'ad-base')
   settings = {'lora.rank': 2, 'checkpoint.init_from': f / 'ad-base', 'train.steps': 2}
