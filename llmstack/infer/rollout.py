@@ -347,4 +347,4 @@ def rollout(
       live, positions = map(np.array, fetch((live, positions)))  # to write to
 
 
-__all__ = ['Rollout', 'rollout']
+__all__ = ['Rollout', 'power', 'rollout']

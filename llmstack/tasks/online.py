@@ -18,11 +18,12 @@ from llmstack.data import batch as batches
 from llmstack.data import packing
 from llmstack.errors import BadInput, Diverged
 from llmstack.infer import decode
-from llmstack.infer.rollout import rollout
+from llmstack.infer.rollout import power, rollout
 from llmstack.losses import policy
 
 HISTORY = {'reward': [], 'gold': [], 'agreement': []}  # of the last steps, for the alarm
 SHAPES = 4  # widths, or numbers of rows, for which the update is compiled at most
+ROOM = 16  # completions of a row that are always reckoned with, where so many fit
 
 
 class Sampled(NamedTuple):
@@ -63,10 +64,11 @@ class Sampler:
   """Completions of prompts by a policy, and their rewards.
 
   tuned: tune.Tuned. reward: rewards.Rewards. config: the task's, of which `rollout` is read.
+  width: columns for prompts, as rollout has them; one for a whole run compiles the least.
   """
 
-  def __init__(self, tuned, reward, mesh, config):
-    self.tuned, self.reward, self.mesh, self.c = tuned, reward, mesh, config.rollout
+  def __init__(self, tuned, reward, mesh, config, width=None):
+    self.tuned, self.reward, self.mesh, self.c, self.width = tuned, reward, mesh, config.rollout, width
     self.stops, self.pad = decode.stop_table([[i] for i in tuned.template.stops]), tuned.tokenizer.pad
 
   def __call__(self, params, frozen, prompts, samples, seeds, *, temperature, new_tokens):
@@ -75,7 +77,7 @@ class Sampler:
     ids, c = [p.ids for p in listed], self.c
     out = rollout(
       self.tuned.cfg, self.tuned.join(params, frozen), ids, seeds, mesh=self.mesh, slots=c.slots, refill=c.refill,
-      new_tokens=new_tokens, temperature=temperature, stops=self.stops, pad=self.pad,
+      new_tokens=new_tokens, temperature=temperature, stops=self.stops, pad=self.pad, width=self.width,
     )  # fmt: skip
     said = [row[:n].tolist() for row, n in zip(out.tokens, out.lengths)]
     texts = [self.tuned.template.reply(x) for x in said]
@@ -240,25 +242,32 @@ class Online:
   def __init__(self, config, tuned, frozen, stream, held_out, sampler, learner, mesh):
     self.config, self.tuned, self.frozen, self.stream, self.held_out = config, tuned, frozen, stream, held_out
     self.sampler, self.learner, self.mesh = sampler, learner, mesh
-    self.rows, self.parts = config.data.batch, parts_of(config)
-    self.width = self.columns(config.data.length)
+    self.parts, self.packed = parts_of(config), config.data.packing == 'best_fit'
+    c, sizes = config.data, [len(p.ids) for p in stream.prompts]
+    self.longest = min(max(sizes) + config.rollout.new_tokens, c.length)
+    self.most = (c.batch, self.columns(self.longest), 1)
+    if self.packed:
+      # Another row is begun only where the others have no place for the longest one: each but the last holds so many.
+      rows = -(-c.batch * self.parts // ((c.length + 1) // self.longest))
+      rows = -(-rows // self.multiple()) * self.multiple() // self.parts
+      self.most = (rows, c.length, min(power((c.length + 1) // (min(sizes) + 1)), ROOM))
 
   def columns(self, needed):
     """Returns the width of rows that hold `needed` tokens: one of SHAPES, so that few updates are compiled."""
     whole, chunk = self.config.data.length, self.config.train.loss_chunk or 1
-    step = -(-whole // (SHAPES * chunk)) * chunk
+    step = -(-self.longest // (SHAPES * chunk)) * chunk
     return min(-(-max(needed, 1) // step) * step, whole)
 
-  def shapes(self, rows=None, width=None, room=1):
-    """Returns the batch of one update, of the largest one by default, as ShapeDtypeStructs with their shardings."""
-    empty = self.learner.empty(rows or self.rows, width or self.width, room)
+  def shapes(self, *shape):
+    """Returns the batch of one update of (rows, width, room), by default the largest, as sharded ShapeDtypeStructs."""
+    empty = self.learner.empty(*(shape or self.most))
     where = {k: sharding.spec(batches.letters(k, x.ndim)) for k, x in empty.items()}
     put = lambda k, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(self.mesh, where[k]))  # noqa: E731
     return {k: put(k, x) for k, x in empty.items()}
 
   def begin(self, update, compiled, log, watch, origin):
     """Returns (step, evaluate, more) for loop.fit; what a run had learnt about its rewards goes on where it stopped."""
-    self.updates, self.compiled = {(self.rows, self.width, 1): update}, compiled
+    self.updates, self.compiled = {self.most: update}, compiled
     self.log, self.watch = log, watch
     fresh = {'taken': 0, 'beta': self.config.kl.beta, 'scale': [0, 0.0, 0.0], 'history': HISTORY}
     had = origin.meta['online'] if origin.resumes else fresh
@@ -317,9 +326,8 @@ class Online:
         'raise rollout.rounds or set rollout.dynamic = False')
       )  # fmt: skip
     longest = max(len(p) + n for p, n in zip(sampled.prompts, sampled.out.lengths))
-    packed = self.config.data.packing == 'best_fit'
-    width = self.config.data.length if packed else self.columns(int(longest))
-    made, places = self.learner.lay_out(sampled, width, multiple=self.multiple() if packed else self.rows * self.parts)
+    width = self.config.data.length if self.packed else self.columns(int(longest))
+    made, places = self.learner.lay_out(sampled, width, multiple=self.multiple())
     rows = len(made['tokens']) // self.parts
     place = lambda part: sharding.place(part, self.mesh, batches.letters)  # noqa: E731
     cut = lambda tree, of: {name: x[of] for name, x in tree.items()}  # noqa: E731
@@ -329,7 +337,7 @@ class Online:
       for i in range(self.parts):
         known.append(self.learner.read(state.params, self.frozen, place(cut(made, slice(i * rows, (i + 1) * rows)))))
       known = {name: np.concatenate([np.asarray(x[name]) for x in known]) for name in known[0]}
-    made, more = self.learner.prepare(made, places, sampled, known or {}, self.beta, self.scale)
+    made, more = self.learner.prepare(made, places, sampled, known or {}, self.beta, self.scale, self.most[2])
     values |= more
     if 'gate' in values:
       self.gate(values['gate'], k)
@@ -357,9 +365,10 @@ class Online:
     return state, {name: np.asarray(x) for name, x in (mean | values).items()}
 
   def multiple(self):
-    """Returns what the number of packed rows is a multiple of: so many shapes, at most, are compiled."""
+    """Returns what the number of rows is a multiple of: so many shapes, at most, are compiled of packed ones."""
+    whole = self.config.data.batch * self.parts
     ways = self.mesh.shape['data'] * self.mesh.shape['fsdp'] * self.config.train.microbatches * self.parts
-    return -(-self.rows * self.parts // (SHAPES * ways)) * ways
+    return -(-whole // (SHAPES * ways)) * ways if self.packed else whole
 
   def update(self, *shape):
     """Returns the update compiled for a batch of rows, width and room."""

@@ -15,6 +15,7 @@ from llmstack import sharding
 from llmstack.data import prompts as asked
 from llmstack.data import sources, tuning
 from llmstack.errors import BadInput, at_least
+from llmstack.infer.rollout import power
 from llmstack.losses import lm, policy, preference
 from llmstack.model import describe, init, unembed, value_head, values
 from llmstack.tasks import online, prefer, rewarded, start, train, tune
@@ -129,22 +130,21 @@ class Policy:
     """Returns (batch, places) as online.lay_out does."""
     return online.lay_out(sampled, width=width, packed=self.packed, multiple=multiple)
 
-  def prepare(self, batch, places, sampled, known, beta, scale):
+  def prepare(self, batch, places, sampled, known, beta, scale, room=1):
     """Returns (batch with advantages, {name: number to log}).
 
-    known: of `_read`, numpy. beta: of the KL. scale: online.Scale of the rewards.
+    known: of `_read`, numpy. beta: of the KL. scale: online.Scale of the rewards. room: least P, completions of a row.
     """
     o, total, valid, more = self.o, sampled.scored.total, sampled.valid, {}
     seen = valid & (sampled.out.done | (not o.mask_truncated))
     batch['mask'] = batch['mask'] * online.spread(places, seen.astype(np.float32), batch)
-    mask, room = batch['mask'], max((s for *_, s in places), default=1)
-    room = 1 << (room - 1).bit_length()
+    mask, room = batch['mask'], max(power(max((s for *_, s in places), default=1)), room)
     kl = None
     if 'logp' in known:
       more['gate'] = float(np.abs(np.where(mask > 0, known['logp'] - batch['old_logp'], 0)).max(initial=0))
     if o.importance is not None:
       batch['weight'] = np.asarray(
-        policy.truncated_weights(
+        truncated_weights(
           known['logp'], batch['old_logp'], mask, batch['segments'], room, cap=o.importance,
           level=o.importance_level, beyond=o.importance_beyond,
         )
@@ -152,12 +152,12 @@ class Policy:
     if o.old == 'learner':
       batch['old_logp'] = known['logp']
     if self.referred:
-      kl = np.asarray(policy.token_kl(batch['old_logp'], known['ref_logp'], mask, estimator='k1'))
+      kl = np.asarray(token_kl(batch['old_logp'], known['ref_logp'], mask, estimator='k1'))
       more |= {'kl': float(kl.sum() / max(int(seen.sum()), 1)), 'kl_beta': float(beta)}
       if self.kl.placement == 'loss':
         batch['ref_logp'] = known['ref_logp']
       elif self.kl.estimator != 'k1':
-        kl = np.asarray(policy.token_kl(batch['old_logp'], known['ref_logp'], mask, estimator=self.kl.estimator))
+        kl = np.asarray(token_kl(batch['old_logp'], known['ref_logp'], mask, estimator=self.kl.estimator))
     score = np.where(valid, scale(total) if o.scale_rewards else total, 0).astype(np.float32)
     scores, valid_of = (np.zeros((len(mask), room), np.float32) for _ in range(2))
     for i, (row, _, segment) in enumerate(places):
@@ -165,24 +165,22 @@ class Policy:
     batch['valid'], batch['beta'] = valid_of, np.full((len(mask), 1), beta, np.float32)
     inside = self.kl.placement == 'reward'
     if self.valued:
-      rewards = policy.token_rewards(
-        jnp.asarray(scores), kl if inside else None, mask, batch['segments'], room, beta=beta if inside else 0
-      )
-      advantages, returns = policy.gae(
-        rewards, known['values'], mask, batch['segments'], gamma=self.c.gamma, lam=self.c.lam
-      )
+      advantages, returns = credit(
+        scores, np.float32(beta) * kl if inside else None, known['values'], mask, batch['segments'], n=room,
+        gamma=self.c.gamma, lam=self.c.lam,
+      )  # fmt: skip
       batch |= {'values': known['values'], 'returns': np.asarray(returns)}
     else:
       if inside:  # of a completion: its sum
         score = score - beta * np.array([kl[row, columns].sum() for row, columns, _ in places], np.float32)
-      advantages = policy.group_advantages(
+      advantages = group_advantages(
         score.reshape(-1, self.samples), seen.reshape(-1, self.samples).astype(np.float32), baseline=o.baseline,
         scale=o.scale, eps=o.eps,
         greedy=sampled.greedy[:: self.samples] if o.baseline == 'greedy' else None,
       )  # fmt: skip
       advantages = online.spread(places, np.asarray(advantages).ravel(), batch)
     if o.whiten:
-      advantages = policy.whiten(jnp.asarray(advantages), mask, ddof=1)
+      advantages = whiten(advantages, mask)
     batch['advantages'] = np.asarray(advantages, np.float32)
     return batch, more
 
@@ -218,6 +216,20 @@ class Policy:
       )
       sums, weights, metrics = sums | more[0], weights | more[1], metrics | more[2]
     return sums, weights, metrics | {'gate': gap(logp, batch['old_logp'], mask)}
+
+
+# On the host's arrays, but compiled: one by one, their operations would cost seconds at each new shape.
+token_kl = jax.jit(policy.token_kl, static_argnames='estimator')
+truncated_weights = jax.jit(policy.truncated_weights, static_argnums=4, static_argnames=('cap', 'level', 'beyond'))
+group_advantages = jax.jit(policy.group_advantages, static_argnames=('baseline', 'scale', 'eps'))
+whiten = jax.jit(functools.partial(policy.whiten, ddof=1))
+
+
+@functools.partial(jax.jit, static_argnames=('n', 'gamma', 'lam'))
+def credit(scores, kl, values, mask, segments, *, n, gamma, lam):
+  """Returns (advantages, returns) float32[B,T] of GAE. kl: float32[B,T], what it costs, or None."""
+  rewards = policy.token_rewards(scores, kl, mask, segments, n, beta=0 if kl is None else 1)
+  return policy.gae(rewards, values, mask, segments, gamma=gamma, lam=lam)
 
 
 def gap(logp, old_logp, mask):
@@ -259,7 +271,7 @@ class Pairs:
     batch['valid'][: len(of), 0] = np.nan_to_num(gap) > 0
     return batch | {'label': np.ones_like(batch['valid']), 'margin': np.zeros_like(batch['valid'])}, None
 
-  def prepare(self, batch, places, sampled, known, beta, scale):
+  def prepare(self, batch, places, sampled, known, beta, scale, room=1):
     return batch, {'pairs': float(batch['valid'].mean())}
 
   def loss(self, params, frozen, batch, rng):
@@ -366,7 +378,9 @@ def build(config, origin, mesh, watch):
       frozen['ref'] = tuned.base.params(mesh)
   learner = (Pairs if dpo else Policy)(config, tuned)
   job = tune.job(tuned, stream, held_out, learner.loss, mesh, frozen=frozen, record=record)
-  sampler = online.Sampler(tuned, rewarded.rewards(config, tuned, mesh), mesh, config)
+  every = [p for listed in (learnt, *held_out.values()) for p in listed.prompts]
+  width = min(-(-max(len(p.ids) for p in every) // 16) * 16, tuned.cfg.length)
+  sampler = online.Sampler(tuned, rewarded.rewards(config, tuned, mesh), mesh, config, width)
   return job._replace(online=online.Online(config, tuned, frozen, stream, held_out, sampler, learner, mesh))
 
 
