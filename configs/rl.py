@@ -141,7 +141,7 @@ def get_config(size='world-grpo'):
   c.optim.lr = 2e-4 if kind == 'ppo' else 1e-4  # peak
   c.optim.schedule = 'constant'
   c.optim.warmup = 5  # steps
-  c.train.steps = 16 if sums else 40 if world else 60
+  c.train.steps = 12 if sums else 32 if world else 60
   c.train.log_every = 1
   c.eval.every = c.train.steps if world else 20  # steps
   c.eval.rows = 400 if sums else 200  # prompts per source, at most
