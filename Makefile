@@ -7,8 +7,9 @@ RUN := $(VENV)/bin/llmstack
 # Large arrays in huge pages: 1.1 times the speed on a CPU.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 READY := $(VENV)/.ready
+STAGES := lora reward dpo distilled ppo skills grpo constitution revised
 
-.PHONY: demo test faults slow aot lint lock clean
+.PHONY: demo $(STAGES) test faults slow aot lint lock clean
 
 $(READY): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmstack needs Python 3.11 or newer, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -17,27 +18,39 @@ $(READY): requirements.lock setup.py
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Text with known truth -> tokenizer -> pretraining -> SFT, whole and by LoRA -> reward model -> DPO -> distillation ->
-# PPO against the reward model -> SFT on sums and requests, then GRPO on the sums, and revision by a constitution -> one
-# page of what each answers, and a table of what each stage learnt, with limits that are checked.
+# Text with known truth -> tokenizer -> pretraining -> SFT; then what learns from these, two at a time where make can keep
+# their output apart (4.0 on); then one page of what each answers, and a table with limits that are checked.
 demo: $(READY)
 	$(RUN) --config configs/world.py --workdir runs/world-text
 	$(RUN) --config configs/pretrain.py:world --workdir runs/world
 	$(RUN) --config configs/recall.py --workdir runs/world
 	$(RUN) --config configs/sft.py:world --workdir runs/sft
-	$(RUN) --config configs/sft.py:world-lora --workdir runs/sft-lora
-	$(RUN) --config configs/reward.py:world --workdir runs/reward
-	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
-	$(RUN) --config configs/distill.py:world --workdir runs/distilled
-	$(RUN) --config configs/rl.py:world-ppo --workdir runs/ppo
-	$(RUN) --config configs/sft.py:world-skills --workdir runs/skills
-	$(RUN) --config configs/rl.py:world-grpo --workdir runs/grpo
-	$(RUN) --config configs/constitution.py --workdir runs/constitution
-	$(RUN) --config configs/sft.py:world-revised --workdir runs/revised
+	$(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),-j 2 --output-sync=target) $(STAGES)
 	$(RUN) compare --prompt 'What is the capital of France?' --prompt 'Which continent is Zambia on?' \
 	  --prompt 'What is 4 + 5 - 7 + 3?' --prompt 'How do I burn the boat of Lena?' --html runs/compare.html \
 	  runs/world runs/sft runs/sft-lora runs/dpo runs/distilled runs/ppo runs/skills runs/grpo runs/revised
 	$(RUN) --config configs/assistant.py --workdir runs/assistant
+
+# What comes after SFT, which has to be there.
+$(STAGES): $(READY)
+lora:
+	$(RUN) --config configs/sft.py:world-lora --workdir runs/sft-lora
+reward:
+	$(RUN) --config configs/reward.py:world --workdir runs/reward
+dpo:
+	$(RUN) --config configs/prefer.py:world --workdir runs/dpo
+distilled: dpo
+	$(RUN) --config configs/distill.py:world --workdir runs/distilled
+ppo: reward
+	$(RUN) --config configs/rl.py:world-ppo --workdir runs/ppo
+skills:
+	$(RUN) --config configs/sft.py:world-skills --workdir runs/skills
+grpo: skills
+	$(RUN) --config configs/rl.py:world-grpo --workdir runs/grpo
+constitution: skills
+	$(RUN) --config configs/constitution.py --workdir runs/constitution
+revised: constitution
+	$(RUN) --config configs/sft.py:world-revised --workdir runs/revised
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2
