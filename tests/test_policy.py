@@ -14,8 +14,7 @@ from llmstack.losses import policy
 from llmstack.losses.policy import aggregate, clipped_policy, clipped_value, gae, group_advantages, token_kl
 
 PPO = dict(ratio='token', surrogate='clip', clip_low=0.2, clip_high=0.2, dual_clip=None, how='token')
-# What each algorithm of the golden files is made of. Of the files `adv_opo` (which at equal lengths is Dr. GRPO's) and
-# `kl_abs` are not read: no loss here has a baseline weighed by lengths, or |d| as an estimate of the KL.
+# What each algorithm of the golden files is made of.
 GOLDEN = {
   'grpo': {'how': 'sequence'},
   'verl_seq-mean-token-mean': {'how': 'sequence'},
